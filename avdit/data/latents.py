@@ -1,0 +1,87 @@
+"""Shards of rendered clips and of their latents, written once and mapped, never loaded whole."""
+
+import os
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from avdit.data.scenes import CLASSES, render_clip
+from avdit.geometry import ClipGeometry
+from avdit.models.audio_codec import AudioCodec
+from avdit.models.video_codec import VideoCodec
+
+SHARD = 9  # rounds over the classes a shard
+
+
+def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one shard whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    save_file(tensors, part)
+    os.replace(part, path)
+
+
+def render_shards(out: Path, clips: int, first_seed: int = 0, geometry: ClipGeometry | None = None) -> None:
+    """Render ``clips`` clips of every class into shards of ``frames`` (n, F, H, W, 3) uint8, ``audio``, ``label``.
+
+    Shards that are there already are kept, so that an interrupted run goes on where it stopped.
+    """
+    starts = range(first_seed, first_seed + clips, SHARD)
+    for start in tqdm(starts, desc="rendering shards", mininterval=10):
+        path = Path(out) / f"clips-{start:08d}.safetensors"
+        if path.exists():
+            continue
+        seeds = range(start, min(start + SHARD, first_seed + clips))
+        rendered = [(i, render_clip(i, seed, geometry)) for seed in seeds for i in range(len(CLASSES))]
+        frames = torch.stack([(clip.frames * 255).round().to(torch.uint8) for _, clip in rendered])
+        audio = torch.stack([clip.audio for _, clip in rendered]).float()
+        write_shard(path, {"frames": frames, "audio": audio, "label": torch.tensor([i for i, _ in rendered])})
+
+
+def encode_shards(source: Path, out: Path, video: VideoCodec, audio: AudioCodec) -> None:
+    """Encode every shard of ``source`` into ``video`` (n, F, C, h, w) and ``audio`` (n, C, T, f) float16 latents."""
+    for path in tqdm(sorted(Path(source).glob("clips-*.safetensors")), desc="encoding shards", mininterval=10):
+        target = Path(out) / path.name
+        if target.exists():
+            continue
+        with safe_open(path, "pt") as file, torch.no_grad():
+            pictures, latents = file.get_slice("frames"), []
+            for i in range(pictures.get_shape()[0]):
+                frames = pictures[i : i + 1].to(video.device).permute(0, 1, 4, 2, 3) / 127.5 - 1
+                latents.append(video.encode(frames).half().cpu())
+            sound = audio.encode(file.get_tensor("audio").to(audio.device)).half().cpu()
+            label = file.get_tensor("label")
+        write_shard(target, {"video": torch.cat(latents), "audio": sound, "label": label})
+
+
+class Shards:
+    """Items of a folder of shards by index, read from the mapped files when they are asked for.
+
+    Raises:
+        ValueError: where the folder holds no shard.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.files = [safe_open(path, "pt") for path in sorted(Path(folder).glob("clips-*.safetensors"))]
+        if not self.files:
+            raise ValueError(f"{folder} holds no shards (clips-*.safetensors)")
+        self.index = [(file, i) for file in self.files for i in range(file.get_slice("label").get_shape()[0])]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def get(self, key: str, items: Tensor, part: Tensor | None = None) -> Tensor:
+        """``key`` of the ``items`` (n,), stacked; ``part`` (n,) picks one entry of each along its first axis."""
+        rows = []
+        for k, item in enumerate(items.tolist()):
+            file, i = self.index[item]
+            view = file.get_slice(key)
+            if part is None:
+                rows.append(view[i])
+            else:
+                rows.append(view[i, int(part[k])])
+        return torch.stack(rows)

@@ -1,0 +1,67 @@
+"""Procedural clips with known truth: one event timeline, drawn from a seed, drives picture and sound."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from avdit.data.scenes import fire, sky, water
+from avdit.data.scenes.base import Clip, Dice, Event, Renderer
+from avdit.geometry import ClipGeometry
+
+RENDERERS: dict[str, Renderer] = {
+    "explosion": fire.explosion,
+    "fire crackling": fire.fire_crackling,
+    "raining": sky.raining,
+    "splashing water": water.splashing_water,
+    "squishing water": water.squishing_water,
+    "thunder": sky.thunder,
+    "underwater bubbling": water.underwater_bubbling,
+    "waterfall burbling": water.waterfall_burbling,
+    "wind noise": sky.wind_noise,
+}
+CLASSES = tuple(RENDERERS)
+HELD_OUT = 1 << 40  # seeds from here on are never trained on
+
+__all__ = ["CLASSES", "HELD_OUT", "Clip", "Dice", "Event", "clip_seed", "render", "render_clip"]
+
+
+def clip_seed(label: int, seed: int) -> int:
+    """The generator's seed for clip ``seed`` of class ``label``: classes never share a stream."""
+    return seed * len(CLASSES) + label
+
+
+def render_clip(
+    label: str | int, seed: int, geometry: ClipGeometry | None = None, device: torch.device | str = "cpu"
+) -> Clip:
+    """Render one clip of class ``label``.
+
+    Args:
+        label: A name of :data:`CLASSES` or its index.
+        seed: 0 or more; below :data:`HELD_OUT` for training.
+        geometry: Frames, size and rates; that of ``avdit-xs`` by default.
+        device: Where the pixels are computed. Draws are made on the CPU, so layouts agree everywhere.
+
+    Raises:
+        ValueError: for a class that does not exist or a negative seed.
+    """
+    if label not in RENDERERS and not (isinstance(label, int) and 0 <= label < len(CLASSES)):
+        raise ValueError(f"unknown class {label!r}: choose one of {', '.join(CLASSES)}")
+    if seed < 0:
+        raise ValueError(f"seed {seed} must be 0 or more")
+    index = label if isinstance(label, int) else CLASSES.index(label)
+    with torch.no_grad():
+        return RENDERERS[CLASSES[index]](Dice(clip_seed(index, seed), device), geometry or ClipGeometry())
+
+
+def render(
+    labels: Sequence[str | int],
+    seeds: Sequence[int],
+    geometry: ClipGeometry | None = None,
+    device: torch.device | str = "cpu",
+    return_events: bool = False,
+) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, list[list[Event]]]:
+    """Render a batch: frames (B, F, H, W, 3) in [0, 1], audio (B, samples), and the events where asked."""
+    clips = [render_clip(label, seed, geometry, device) for label, seed in zip(labels, seeds, strict=True)]
+    frames, audio = torch.stack([c.frames for c in clips]), torch.stack([c.audio for c in clips])
+    return (frames, audio, [c.events for c in clips]) if return_events else (frames, audio)

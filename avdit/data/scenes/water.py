@@ -1,0 +1,298 @@
+"""Scenes of water: splashes, squelching mud, bubbles under water and a waterfall."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from avdit.data.scenes.base import (
+    Clip,
+    Dice,
+    Event,
+    add_at,
+    band,
+    colour,
+    decay,
+    filtered_noise,
+    fractal_noise,
+    frame_times,
+    limit,
+    minnaert_hertz,
+    mix,
+    pixel_grid,
+    sample_times,
+    tone,
+)
+from avdit.geometry import ClipGeometry
+
+
+def bubble_sound(dice: Dice, radius: float, loud: float, rate: int) -> Tensor:
+    """A bubble's ring: a decaying sine at Minnaert's pitch that rises a little."""
+    shape = decay(dice.uniform(0.02, 0.05), 0.16, rate)
+    t = torch.arange(len(shape)) / rate
+    return tone(minnaert_hertz(radius) * (1 + 2.5 * t), rate) * shape * loud * (1 - torch.exp(-t / 0.002))
+
+
+def splashing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
+    """Stones strike a lake: crowns of drops, growing rings, a slap and ringing bubbles."""
+    height, width, frames, rate = geometry.height, geometry.width, geometry.frames, geometry.sampling_rate
+    x, y = pixel_grid(geometry, dice.device)
+    times = frame_times(geometry, dice.device)
+    shore = dice.uniform(0.22, 0.36)
+    deep, pale = dice.choice(
+        [
+            ((0.05, 0.25, 0.35), (0.65, 0.8, 0.85)),
+            ((0.06, 0.2, 0.3), (0.9, 0.75, 0.6)),
+            ((0.08, 0.3, 0.25), (0.75, 0.85, 0.8)),
+        ]
+    )
+    deep, pale = colour(deep, dice.device), colour(pale, dice.device)
+    bank = colour((0.16, 0.24, 0.14), dice.device) * (
+        0.6 + 0.8 * fractal_noise(dice, height, width, cells=12)[..., None]
+    )
+    sky = mix(pale * 0.85, pale, (y / shore).clamp(0, 1))
+    edge = shore - 0.1 + 0.06 * fractal_noise(dice, height, width, cells=5)[:1]
+    back = mix(sky, bank, ((y - edge) * height / 3).clamp(0, 1))
+    far = ((y - shore) / (1 - shore)).clamp(min=0)  # 0 at the shore, 1 at the viewer
+    scale = 0.25 + far
+    surface = torch.zeros(frames, height, width, device=dice.device)
+    for _ in range(5):
+        k, direction, speed = dice.uniform(14, 45), dice.uniform(-0.5, 0.5), dice.uniform(2, 5)
+        surface += 0.12 * torch.sin(k * (far.sqrt() * 3 + direction * (x - 0.5) / scale) - speed * times.view(-1, 1, 1))
+    audio = filtered_noise(dice, geometry, band(200, 1200)) * 0.012
+    drops, events = torch.zeros_like(surface), []
+    moments = sorted(dice.uniform(0.1, 1.25) for _ in range(dice.integer(1, 3)))
+    for moment in moments:
+        shown = math.floor(moment * geometry.fps) / geometry.fps
+        cx, cy, power = dice.uniform(0.25, 0.75), dice.uniform(shore + 0.25, 0.85), dice.uniform(0.7, 1.2)
+        depth = 0.25 + (cy - shore) / (1 - shore)
+        age = (times - shown).view(-1, 1, 1)
+        away = (((x - cx) / scale).square() + ((y - cy) * 2.4 / scale).square()).sqrt()
+        ring = torch.sin(48 * (away - 0.42 * age)) * torch.exp(-((away - 0.42 * age) / 0.09).square())
+        surface += (age >= -1e-4) * ring * torch.exp(-age.clamp(0) / 0.7) * 0.8 * power
+        count = 46
+        angle, lift = dice.rand(count) * 2 * math.pi, 0.75 + 0.6 * dice.rand(count)
+        reach = 0.1 + 0.35 * dice.rand(count)
+        dx, size = torch.cos(angle) * reach * depth, (0.006 + 0.008 * dice.rand(count)) * (0.5 + depth) * power
+        a = (times - shown + 0.06).unsqueeze(1)
+        px, py = cx + dx * a, cy + torch.sin(angle) * reach * 0.3 * a - (lift * power * a - 2.4 * a * a) * depth
+        alive = (a >= 0.05) & (py <= cy + 0.03)
+        for k in range(count):
+            frames_alive = alive[:, k].nonzero().flatten().tolist()
+            for f in frames_alive:
+                spot = size[k].item()
+                _stamp(drops[f], px[f, k].item(), py[f, k].item(), spot)
+        column = torch.exp(-((x - cx) / (0.035 * depth * power)).square()) * ((cy - y) > 0)
+        column = column * ((0.3 * depth * power * torch.exp(-((age - 0.1) / 0.12).square()) - (cy - y)) * 30).clamp(
+            0, 1
+        )
+        drops = torch.maximum(drops, column * (age >= -1e-4) * 0.85)
+        start = int(shown * rate)
+        slap = filtered_noise(dice, geometry, band(400, 5000))[: rate // 2]
+        slap = slap * torch.exp(-torch.arange(len(slap)) / rate / dice.uniform(0.05, 0.12)) * 0.28 * power
+        add_at(audio, slap, start)
+        for _ in range(dice.integer(5, 10)):
+            bubble = bubble_sound(dice, dice.uniform(0.0022, 0.008), dice.uniform(0.1, 0.3), rate)
+            add_at(audio, bubble, start + int(dice.uniform(0.02, 0.35) * rate))
+        events.append(Event(shown, "splash", cx, cy))
+    slope = torch.diff(surface, dim=1, prepend=surface[:, :1]) * 3 / scale
+    water = mix(
+        deep.expand(*surface.shape, 3),
+        pale.expand(*surface.shape, 3),
+        (0.42 - 0.25 * far + slope + 0.1 * surface).clamp(0, 1),
+    )
+    picture = mix(back.expand_as(water), water, ((y - shore) * height).clamp(0, 1).expand_as(surface))
+    picture = mix(picture, torch.ones_like(pale).expand_as(picture) * 0.97, drops.clamp(0, 1))
+    return Clip(picture.clamp(0, 1), limit(audio), events)
+
+
+def _stamp(canvas: Tensor, cx: float, cy: float, radius: float) -> None:
+    """Draw a soft white disc into ``canvas`` (H, W) in place; positions and radius as shares of the picture."""
+    height, width = canvas.shape
+    r = radius * width
+    left, right = max(int(cx * width - r - 2), 0), min(int(cx * width + r + 3), width)
+    top, low = max(int(cy * height - r - 2), 0), min(int(cy * height + r + 3), height)
+    if left >= right or top >= low:
+        return
+    dx = torch.arange(left, right) + 0.5 - cx * width
+    dy = (torch.arange(top, low) + 0.5 - cy * height).unsqueeze(1)
+    disc = (r - (dx.square() + dy.square()).sqrt() + 0.5).clamp(0, 1)
+    canvas[top:low, left:right] = torch.maximum(canvas[top:low, left:right], disc.to(canvas.device))
+
+
+def squishing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
+    """A boot presses into wet mud again and again: squelches, a glistening dent and drops to the sides."""
+    height, width, rate = geometry.height, geometry.width, geometry.sampling_rate
+    x, y = pixel_grid(geometry, dice.device)
+    times = frame_times(geometry, dice.device)
+    mud = colour(dice.choice([(0.36, 0.25, 0.15), (0.32, 0.29, 0.24), (0.28, 0.2, 0.12)]), dice.device)
+    rough = fractal_noise(dice, height, width, cells=6, octaves=5)
+    level = dice.uniform(0.6, 0.72)
+    period, first = dice.uniform(0.45, 0.7), dice.uniform(0.1, 0.3)
+    presses = [first + k * period for k in range(4) if first + k * period < geometry.seconds - 0.15]
+    phase = ((times - first) / period).view(-1, 1, 1)
+    lift = (0.5 - 0.5 * torch.cos(2 * math.pi * phase)).pow(0.8) * 0.24
+    cx, sole = dice.uniform(0.35, 0.65), dice.uniform(0.16, 0.22)
+    away = ((x - cx) / sole).square() + ((y - level - 0.06) / 0.07).square()
+    press = 1 - lift / 0.24
+    shine = ((rough - 0.58).clamp(0) * 5).clamp(max=0.8)
+    wall = colour(dice.choice([(0.42, 0.46, 0.4), (0.5, 0.48, 0.45), (0.35, 0.42, 0.48)]), dice.device)
+    ground = ((y - level + 0.12 * (rough - 0.5)) * height / 4).clamp(0, 1)
+    base = mix(wall * (0.6 + 0.5 * y.unsqueeze(-1)), mud * (0.45 + 1.0 * rough.unsqueeze(-1)), ground)
+    base = base + (ground * shine).unsqueeze(-1) * colour((0.8, 0.85, 0.9), dice.device) * 0.4
+    bulge = torch.exp(-(away - 1.6).square() / 0.3) * press
+    picture = base + (ground * (bulge * 0.4 - torch.exp(-away) * 0.3)).unsqueeze(-1) * mud
+    boot = colour(
+        dice.choice([(0.75, 0.62, 0.1), (0.15, 0.35, 0.2), (0.6, 0.12, 0.12), (0.12, 0.15, 0.35)]), dice.device
+    )
+    bottom = level + 0.09 - lift
+    foot = (1 - ((x - cx - 0.03) / sole).abs().pow(4) - ((y - bottom + 0.055) / 0.06).abs().pow(4)) > 0
+    leg = ((x - cx + 0.05) / (sole * 0.62)).abs().lt(1) & (y < bottom - 0.04) & (y > bottom - 0.55)
+    body = (foot | leg).float()
+    gloss = 0.75 + 0.5 * torch.exp(-((x - cx + 0.1) / 0.04).square())
+    picture = mix(picture, boot * gloss.unsqueeze(-1).expand(*lift.shape[:1], -1, -1, -1), body)
+    rubber = (foot & (y > bottom - 0.02)).float()
+    picture = mix(picture, (boot * 0.35).expand_as(picture), rubber)
+    spray, events = torch.zeros_like(body), []
+    audio = filtered_noise(dice, geometry, band(100, 500)) * 0.008
+    for moment in presses:
+        shown = round(moment * geometry.fps) / geometry.fps
+        events.append(Event(shown, "squish", cx, level))
+        for _ in range(22):
+            way, up, out = dice.choice([-1, 1]), dice.uniform(0.4, 0.95), dice.uniform(0.25, 0.75)
+            size = dice.uniform(0.006, 0.012)
+            for f, t in enumerate(times.tolist()):
+                a = t - shown + 0.05
+                if 0 < a < 0.45:
+                    _stamp(spray[f], cx + way * (sole + out * a), level + 0.06 - up * a + 2.2 * a * a, size)
+        length = int(dice.uniform(0.2, 0.32) * rate)
+        t = torch.linspace(0, 1, length)
+        low, high = dice.uniform(250, 450), dice.uniform(900, 1600)
+        sweep = tone(high * (low / high) ** t, rate)
+        grain = filtered_noise(dice, geometry, band(20, 90))[:length].abs()
+        wet = filtered_noise(dice, geometry, band(300, 2200))[:length]
+        shape = torch.sin(math.pi * t.sqrt()).clamp(min=0)
+        add_at(audio, (0.35 * sweep * grain + 0.16 * wet * (0.3 + grain)) * shape, int(shown * rate))
+        for _ in range(3):
+            pop = bubble_sound(dice, dice.uniform(0.004, 0.01), dice.uniform(0.1, 0.25), rate)
+            add_at(audio, pop, int((shown + dice.uniform(0.05, 0.3)) * rate))
+    picture = mix(picture, (mud * 1.5 + 0.12).expand_as(picture), spray)
+    return Clip(picture.clamp(0, 1), limit(audio), events)
+
+
+def underwater_bubbling(dice: Dice, geometry: ClipGeometry) -> Clip:
+    """Bubbles rise through light shafts; each rings at Minnaert's pitch as it leaves."""
+    height, width, frames, rate = geometry.height, geometry.width, geometry.frames, geometry.sampling_rate
+    x, y = pixel_grid(geometry, dice.device)
+    times = frame_times(geometry, dice.device)
+    top, low = dice.choice(
+        [
+            ((0.15, 0.7, 0.8), (0.0, 0.1, 0.3)),
+            ((0.1, 0.55, 0.75), (0.0, 0.05, 0.25)),
+            ((0.2, 0.7, 0.6), (0.0, 0.15, 0.2)),
+        ]
+    )
+    water = mix(colour(top, dice.device), colour(low, dice.device), (y * dice.uniform(0.85, 1.15)).clamp(0, 1))
+    lean, strips = dice.uniform(-0.5, 0.5), dice.rand(3, 1, 24)
+    strips = F.interpolate(strips.unsqueeze(0).flatten(1, 2), width * 2, mode="linear", align_corners=True)[0]
+    at = (((x - lean * y) * 0.8 + 0.3) * width).long().clamp(0, 2 * width - 9)
+    shafts = torch.stack(
+        [strips[0][at + k // 2] * 0.5 + strips[1][(at + 2 * width - k) % (2 * width)] * 0.5 for k in range(frames)]
+    )
+    picture = water + ((shafts - 0.45).clamp(0) * 1.1 * (1 - y)).unsqueeze(-1) * colour((0.6, 0.9, 0.9), dice.device)
+    caustic = fractal_noise(dice, height, width, cells=9, octaves=2)
+    floor = ((y - dice.uniform(0.86, 0.95)) * 14).clamp(0, 1)
+    sand = colour((0.25, 0.4, 0.42), dice.device) * (0.5 + caustic.unsqueeze(-1))
+    picture = mix(picture, sand.expand_as(picture), floor.expand(frames, -1, -1))
+    body, rim = torch.zeros(frames, height, width), torch.zeros(frames, height, width)
+    audio = filtered_noise(dice, geometry, band(60, 320)) * 0.06
+    sources = [dice.uniform(0.15, 0.85) for _ in range(dice.integer(1, 3))]
+    events = []
+    for _ in range(dice.integer(16, 34)):
+        radius = dice.uniform(0.012, 0.045)
+        cx = dice.choice(sources) + dice.uniform(-0.14, 0.14)
+        born, speed = dice.uniform(-1.8, geometry.seconds), 0.3 + 4 * radius + dice.uniform(0, 0.15)
+        sway, pace, phase = dice.uniform(0.004, 0.02), dice.uniform(4, 9), dice.uniform(0, 6.28)
+        for f, t in enumerate(times.tolist()):
+            age = t - born
+            py = 0.95 - speed * age
+            if age < 0 or py < -radius:
+                continue
+            px = cx + sway * math.sin(pace * age + phase)
+            _stamp(body[f], px, py, radius)
+            _ring(rim[f], px, py, radius)
+        if born >= 0:
+            sound = bubble_sound(dice, 0.0025 + radius * 0.16, 0.12 + radius * 9, rate)
+            add_at(audio, sound, int(born * rate))
+            events.append(Event(born, "bubble", cx, 0.95))
+    picture = picture + (body * 0.1).unsqueeze(-1).to(dice.device)
+    picture = mix(picture, colour((0.88, 1.0, 1.0), dice.device).expand_as(picture), rim.clamp(0, 1).to(dice.device))
+    return Clip(picture.clamp(0, 1), limit(audio), sorted(events, key=lambda e: e.time))
+
+
+def _ring(canvas: Tensor, cx: float, cy: float, radius: float) -> None:
+    """Draw a bubble's rim and highlight into ``canvas`` (H, W) in place."""
+    height, width = canvas.shape
+    r = radius * width
+    left, right = max(int(cx * width - r - 3), 0), min(int(cx * width + r + 4), width)
+    top, low = max(int(cy * height - r - 3), 0), min(int(cy * height + r + 4), height)
+    if left >= right or top >= low:
+        return
+    dx = torch.arange(left, right) + 0.5 - cx * width
+    dy = (torch.arange(top, low) + 0.5 - cy * height).unsqueeze(1)
+    away = (dx.square() + dy.square()).sqrt()
+    rim = torch.exp(-((away - r) / 1.2).square()) * 0.8
+    spot = torch.exp(-((dx + 0.4 * r).square() + (dy + 0.4 * r).square()) / (0.22 * r + 0.6) ** 2)
+    part = canvas[top:low, left:right]
+    canvas[top:low, left:right] = torch.maximum(part, torch.maximum(rim, spot * 0.95))
+
+
+def waterfall_burbling(dice: Dice, geometry: ClipGeometry) -> Clip:
+    """Water falls between rocks into a foaming pool; broadband noise with burbling bubbles."""
+    height, width, frames, rate = geometry.height, geometry.width, geometry.frames, geometry.sampling_rate
+    x, y = pixel_grid(geometry, dice.device)
+    times = frame_times(geometry, dice.device)
+    rough = fractal_noise(dice, height, width, cells=6, octaves=5)
+    stone = colour(dice.choice([(0.32, 0.3, 0.28), (0.36, 0.3, 0.24), (0.26, 0.3, 0.3)]), dice.device)
+    rocks = stone * (0.35 + 1.2 * rough.unsqueeze(-1))
+    moss = ((fractal_noise(dice, height, width, cells=8) - 0.5) * 5).clamp(0, 1) * dice.uniform(0.3, 0.9)
+    rocks = mix(rocks, colour((0.18, 0.36, 0.12), dice.device) * (0.5 + rough.unsqueeze(-1)), moss)
+    top = dice.uniform(0.05, 0.2)
+    sky = colour((0.7, 0.82, 0.92), dice.device) * dice.uniform(0.75, 1.0)
+    rocks = mix(rocks, sky.expand_as(rocks), ((top - y + 0.08 * (rough - 0.5)) * 40).clamp(0, 1))
+    cx, half, pool = dice.uniform(0.35, 0.65), dice.uniform(0.11, 0.22), dice.uniform(0.7, 0.8)
+    spread = half * (1 + 0.35 * (y - top).clamp(0))
+    inside = ((spread - (x - cx).abs() + 0.05 * (rough - 0.5)) * 40).clamp(0, 1) * ((y - top) * 60).clamp(0, 1)
+    strands = F.interpolate(dice.rand(1, 1, 10, 44), (height * 2, width), mode="bicubic", align_corners=True)[0, 0]
+    speed = dice.uniform(0.16, 0.24) * height
+    across = (((x - cx) / spread * 0.5 + 0.5).clamp(0, 1) * (width - 1)).long()
+    rows = (y * height).long()
+    falling = torch.stack([strands[(rows - int(speed * k)) % (2 * height), across] for k in range(frames)])
+    pale, shadow = colour((0.95, 0.98, 1.0), dice.device), colour((0.45, 0.6, 0.68), dice.device)
+    fall = mix(shadow.expand(*falling.shape, 3), pale.expand(*falling.shape, 3), ((falling - 0.25) * 1.7).clamp(0, 1))
+    picture = mix(rocks.expand_as(fall), fall, inside.expand_as(falling))
+    wave = torch.zeros_like(falling)
+    far = ((y - pool) / (1 - pool)).clamp(min=0)
+    for _ in range(4):
+        k, lean, pace = dice.uniform(18, 42), dice.uniform(-0.4, 0.4), dice.uniform(4, 8)
+        wave += 0.25 * torch.sin(k * (far.sqrt() + lean * (x - cx)) - pace * times.view(-1, 1, 1))
+    green = colour(dice.choice([(0.1, 0.32, 0.32), (0.12, 0.3, 0.38), (0.16, 0.34, 0.24)]), dice.device)
+    lake = mix(green.expand(*wave.shape, 3), sky.expand(*wave.shape, 3), (0.2 + 0.35 * wave).clamp(0, 1))
+    picture = mix(picture, lake, ((y - pool) * 120).clamp(0, 1).expand_as(wave))
+    mist = fractal_noise(dice, height, 2 * width, cells=7, octaves=4)
+    rolling = torch.stack([mist[:, 6 * k : 6 * k + width] for k in range(frames)])
+    pulse = 0.9 + 0.1 * torch.sin(9 * times + dice.uniform(0, 6)).view(-1, 1, 1)
+    foam = torch.exp(-((y - pool) / 0.055).square() - ((x - cx) / (half * 1.5)).square().square())
+    picture = mix(picture, pale.expand_as(picture), (foam * pulse * (0.45 + rolling) * 1.1).clamp(0, 1))
+
+    t = sample_times(geometry)
+    swell = 1 + 0.2 * torch.sin(2 * math.pi * dice.uniform(2, 5) * t + dice.uniform(0, 6))
+    audio = filtered_noise(dice, geometry, lambda f: band(180, 4500)(f) / f.clamp(min=100).sqrt()) * 0.13 * swell
+    events = []
+    for _ in range(dice.integer(24, 40)):
+        moment = dice.uniform(0, geometry.seconds)
+        sound = bubble_sound(dice, dice.uniform(0.003, 0.012), dice.uniform(0.06, 0.2), rate)
+        add_at(audio, sound, int(moment * rate))
+        events.append(Event(moment, "bubble", cx, pool))
+    return Clip(picture.clamp(0, 1), limit(audio), sorted(events, key=lambda e: e.time))

@@ -1,0 +1,171 @@
+"""AV-DiT: one frozen image transformer that denoises a clip's frames and its sound together."""
+
+from typing import Any
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from avdit.geometry import ClipGeometry
+from avdit.models.adapters import BlockAdapters, Interaction
+from avdit.models.dit import DiT, DiTBlock, FinalLayer, LabelEmbedder, PatchEmbed, modulate, sincos_2d
+
+
+class AVDiT(ModelMixin, ConfigMixin):
+    """The joint model of arXiv 2406.07686: a frozen :class:`DiT` and the adapters in and round it.
+
+    Args:
+        dit: Configuration of the :class:`DiT`.
+        geometry: Fields of :class:`ClipGeometry`.
+        num_classes: Classes of the clips; label ``num_classes`` is the unconditional one.
+        temporal_width: Bottleneck of the temporal attention.
+        lora_rank: Rank of the audio branch's updates.
+        interaction_rank: Rank of the joint attention's updates.
+        interaction_every: The joint attention sits in every so-manieth block.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        dit: dict[str, Any],
+        geometry: dict[str, Any],
+        num_classes: int = 9,
+        temporal_width: int = 128,
+        lora_rank: int = 16,
+        interaction_rank: int = 16,
+        interaction_every: int = 2,
+    ) -> None:
+        super().__init__()
+        self.backbone = DiT.from_config(dit)
+        self.clip = clip = ClipGeometry(**{k: v for k, v in geometry.items() if k != "samples"})
+        shape = self.backbone.config
+        width, hidden = shape.hidden_size, int(shape.hidden_size * shape.mlp_ratio)
+        columns, rows = clip.audio_grid
+        self.class_embedder = LabelEmbedder(num_classes, width)
+        self.audio_embedder = PatchEmbed(clip.audio_patch, clip.audio_channels, width)
+        self.register_buffer("audio_positions", sincos_2d(width, columns, rows), persistent=False)
+        self.adapters = nn.ModuleList(
+            BlockAdapters(
+                width,
+                hidden,
+                temporal_width=temporal_width,
+                rank=lora_rank,
+                frames=clip.frames,
+                interaction=Interaction(width, interaction_rank, clip.frames, columns, rows)
+                if i % interaction_every == interaction_every - 1
+                else None,
+            )
+            for i in range(shape.depth)
+        )
+        self.audio_final = FinalLayer(width, clip.audio_patch[0] * clip.audio_patch[1] * clip.audio_channels)
+        nn.init.zeros_(self.audio_final.linear.weight)
+        nn.init.zeros_(self.audio_final.linear.bias)
+        self.freeze_backbone()
+
+    @classmethod
+    def from_backbone(
+        cls, backbone: DiT, geometry: ClipGeometry, classes: list[int] | None = None, **config: Any
+    ) -> "AVDiT":
+        """Put fresh adapters round a trained backbone.
+
+        Args:
+            classes: The backbone's class that each class starts from; its own order where it has as many classes,
+                else its unconditional class for all.
+        """
+        model = cls(dit=dict(backbone.config), geometry=geometry.as_dict(), **config)
+        model.backbone.load_state_dict(backbone.state_dict())
+        count, known = model.config.num_classes, backbone.config.num_classes
+        if classes is None:
+            classes = list(range(count)) if known == count else [known] * count
+        rows = backbone.y_embedder.embedding_table.weight.detach()
+        with torch.no_grad():
+            model.class_embedder.embedding_table.weight.copy_(rows[[*classes, known]])
+        return model
+
+    def freeze_backbone(self) -> None:
+        """Only the adapters want a gradient; what they replace is frozen with the rest of the backbone."""
+        self.backbone.requires_grad_(False)
+
+    def adapter_state_dict(self) -> dict[str, Tensor]:
+        """Everything but the backbone: the *pack* of one data set."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
+
+    def load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put another pack on the backbone in memory.
+
+        Raises:
+            ValueError: naming the first key that is wrong, missing or of another shape.
+        """
+        own = self.adapter_state_dict()
+        for name in sorted(own.keys() ^ state.keys()):
+            raise ValueError(f"adapter pack does not fit: {name!r} is {'missing' if name in own else 'unknown'}")
+        for name, value in state.items():
+            if value.shape != own[name].shape:
+                raise ValueError(
+                    f"adapter pack does not fit: {name!r} is {tuple(value.shape)}, not {tuple(own[name].shape)}"
+                )
+        self.load_state_dict(state, strict=False)
+
+    def parameter_table(self) -> dict[str, int]:
+        """Parameters by component; all but ``backbone`` are tunable."""
+        table = {"backbone": self.backbone, "audio in and out": nn.ModuleList([self.audio_embedder, self.audio_final])}
+        counts = {name: sum(p.numel() for p in module.parameters()) for name, module in table.items()}
+        counts["classes"] = sum(p.numel() for p in self.class_embedder.parameters())
+        for name in ("temporal", "audio_attention", "audio_mlp", "audio_modulation", "interaction"):
+            parts = [getattr(block, name) for block in self.adapters]
+            counts[name.replace("_", " ")] = sum(p.numel() for m in parts if m is not None for p in m.parameters())
+        return counts
+
+    def forward(
+        self, video: Tensor, audio: Tensor, t_video: Tensor, t_audio: Tensor, class_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Predict for the noised latents of both.
+
+        Args:
+            video: (B, F, C, H, W).
+            audio: (B, C, time, frequency).
+            t_video: Timestep of each frame, (B, F); 0 where the frame is given.
+            t_audio: Timestep of each audio column, (B, columns); 0 where it is given.
+            class_labels: (B,).
+
+        Returns:
+            The predictions, shaped as ``video`` and ``audio``.
+        """
+        dit, frames = self.backbone, video.shape[1]
+        label = self.class_embedder(class_labels).unsqueeze(1)  # (B, 1, D)
+        xv = dit.x_embedder(video.flatten(0, 1)) + dit.pos_embed  # (B·F, N, D)
+        cv = dit.t_embedder(t_video.flatten()).unflatten(0, t_video.shape) + label
+        cv = cv.flatten(0, 1).unsqueeze(1)  # (B·F, 1, D)
+        xa = self.audio_embedder(audio) + self.audio_positions  # (B, M, D)
+        ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
+        for block, adapters in zip(dit.blocks, self.adapters, strict=True):
+            xv, xa = self._block(block, adapters, xv, xa, cv, ca, frames)
+        video_out = dit.unpatchify(dit.final_layer(xv, cv))[:, : video.shape[2]]  # the variance half is dropped
+        rows = self.clip.audio_grid[1]
+        audio_out = self.audio_final(xa, ca.repeat_interleave(rows, 1))  # (B, M, values)
+        return video_out.unflatten(0, video.shape[:2]), self._unpatchify_audio(audio_out, audio.shape)
+
+    def _block(
+        self, block: DiTBlock, adapters: BlockAdapters, xv: Tensor, xa: Tensor, cv: Tensor, ca: Tensor, frames: int
+    ) -> tuple[Tensor, Tensor]:
+        rows = self.clip.audio_grid[1]
+        v = block.modulation(cv)  # 6 × (B·F, 1, D)
+        a = block.adaLN_modulation(ca) + adapters.audio_modulation(ca)
+        a = a.repeat_interleave(rows, 1).chunk(6, dim=-1)  # 6 × (B, M, D)
+        xv = xv + v[2] * block.attn(modulate(block.norm1(xv), v[0], v[1]))
+        xv = xv + adapters.temporal(xv, frames)
+        xa = xa + a[2] * block.attn(modulate(block.norm1(xa), a[0], a[1]), adapters.audio_attention)
+        if adapters.interaction is not None:
+            joint_v = modulate(block.norm1(xv), v[0], v[1]).unflatten(0, (-1, frames))
+            joint_a = modulate(block.norm1(xa), a[0], a[1])
+            from_sound, from_picture = adapters.interaction(block.attn, joint_v, joint_a)
+            xv, xa = xv + from_sound.flatten(0, 1), xa + from_picture
+        xv = xv + v[5] * block.mlp(modulate(block.norm2(xv), v[3], v[4]))
+        xa = xa + a[5] * block.mlp(modulate(block.norm2(xa), a[3], a[4]), adapters.audio_mlp)
+        return xv, xa
+
+    def _unpatchify_audio(self, x: Tensor, shape: torch.Size) -> Tensor:
+        (columns, rows), (time, frequency) = self.clip.audio_grid, self.clip.audio_patch
+        x = x.unflatten(2, (time, frequency, -1)).unflatten(1, (columns, rows))  # (B, columns, rows, pt, pf, C)
+        return x.permute(0, 5, 1, 3, 2, 4).reshape(shape)

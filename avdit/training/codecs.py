@@ -1,0 +1,140 @@
+"""Stage 1: the two codecs, each on the rendered clips.
+
+python -m avdit train codecs --out runs/codecs                     # this machine
+accelerate launch -m avdit train codecs --out runs/codecs          # as accelerate is configured
+"""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avdit.data.latents import Shards, render_shards
+from avdit.models.audio_codec import AudioCodec
+from avdit.models.codec import LatentCodec
+from avdit.models.video_codec import VideoCodec
+from avdit.training.sheets import image_grid, save_png
+from avdit.training.trainer import Trainer, trainer_config
+
+DEFAULTS = {
+    "clips": 60,  # rendered clips a class
+    "crop": 128,  # pixels
+    "kl_weight": 1e-6,
+    "detail": 4.0,  # extra weight where the picture has fine detail
+    "video": {"steps": 20000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
+    "audio": {"steps": 6000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
+    "parts": ["audio", "video"],
+}
+
+
+class Reconstruction(nn.Module):
+    """A codec's reconstruction of its input from a sample of its posterior, and the KL term."""
+
+    def __init__(self, codec: LatentCodec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        posterior = self.codec.posterior(x)
+        return self.codec.reconstruct(posterior.sample()), posterior.kl().mean()
+
+
+def detail_weight(x: Tensor, gain: float) -> Tensor:
+    """1 in flat regions of ``x`` (N, C, H, W), more where it differs from its surroundings; mean 1."""
+    detail = (x - F.avg_pool2d(x, 7, 1, 3, count_include_pad=False)).abs().mean(1, keepdim=True)
+    weight = 1 + gain * detail / (detail.mean((1, 2, 3), keepdim=True) + 0.02)
+    return weight / weight.mean()
+
+
+def train_video(codec: VideoCodec, shards: Shards, config: dict, out: Path, resume: bool) -> VideoCodec:
+    """Train on random crops of random frames."""
+    settings = trainer_config(config["video"])
+    crop = config["crop"]
+
+    def draw(generator: torch.Generator, number: int, size: int | None) -> Tensor:
+        items = torch.randint(len(shards), (number,), generator=generator)
+        frames = shards.get("frames", items, torch.randint(16, (number,), generator=generator))
+        x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
+        if size is None:
+            return x.contiguous()
+        # Corners on the codec's grid of 16 would always show the same phase; any corner will do.
+        tops = torch.randint(x.shape[2] - size + 1, (number, 2), generator=generator).tolist()
+        return torch.stack([p[:, a : a + size, b : b + size] for p, (a, b) in zip(x, tops, strict=True)])
+
+    def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        x = draw(generator, settings.batch_size, crop).to(trainer.accelerator.device)
+        y, kl = module(x)
+        weight = detail_weight(x, config["detail"])
+        error = (weight * (y - x).abs()).mean()
+        grid = (y[..., 1:] - y[..., :-1] - x[..., 1:] + x[..., :-1]).abs().mean()
+        grid = grid + (y[..., 1:, :] - y[..., :-1, :] - x[..., 1:, :] + x[..., :-1, :]).abs().mean()
+        return {"loss": error + 0.5 * grid + config["kl_weight"] * kl, "l1": error.detach(), "kl": kl.detach()}
+
+    def sheet(path: Path) -> None:
+        x = draw(torch.Generator().manual_seed(1), 9, None).to(trainer.accelerator.device)
+        y = codec.reconstruct(codec.posterior(x).mode()).clamp(-1, 1)
+        psnr = -10 * torch.log10(((x - y) / 2).square().mean((1, 2, 3))).mean()
+        trainer.accelerator.print(f"{path.name}: PSNR {psnr:.2f} dB on 9 frames")
+        save_png(image_grid(torch.cat([x, y]) / 2 + 0.5, 9), path)
+
+    trainer = Trainer(Reconstruction(codec), loss, settings, out, sheet)
+    if resume:
+        trainer.resume()
+    trainer.run()
+    measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16, None) for k in range(8)])
+    return codec
+
+
+def train_audio(codec: AudioCodec, shards: Shards, config: dict, out: Path, resume: bool) -> AudioCodec:
+    """Train the mel VAE on whole clips."""
+    settings = trainer_config(config["audio"])
+
+    def draw(generator: torch.Generator, number: int) -> Tensor:
+        items = torch.randint(len(shards), (number,), generator=generator)
+        gain = 10 ** (torch.rand(number, 1, generator=generator) * -0.6)  # 0 to -12 dB
+        return codec.mel((shards.get("audio", items) * gain).to(codec.device))
+
+    def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        x = draw(generator, settings.batch_size)
+        y, kl = module(x)
+        error = (y - x).abs().mean()
+        slope = (y[:, :, 1:] - y[:, :, :-1] - x[:, :, 1:] + x[:, :, :-1]).abs().mean()
+        return {"loss": error + 0.5 * slope + config["kl_weight"] * kl, "l1": error.detach(), "kl": kl.detach()}
+
+    def sheet(path: Path) -> None:
+        x = draw(torch.Generator().manual_seed(1), 9)
+        y = codec.reconstruct(codec.posterior(x).mode())
+        trainer.accelerator.print(f"{path.name}: log-mel L1 {(x - y).abs().mean() * codec.config.mel_std:.3f}")
+        picture = (torch.cat([x, y]).transpose(2, 3).flip(2) / 4 + 0.5).clamp(0, 1)
+        save_png(image_grid(picture.expand(-1, 3, -1, -1), 9), path)
+
+    trainer = Trainer(Reconstruction(codec), loss, settings, out, sheet)
+    if resume:
+        trainer.resume()
+    trainer.run()
+    measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16) for k in range(8)])
+    return codec
+
+
+@torch.no_grad()
+def measure(codec: LatentCodec, batches: list[Tensor]) -> None:
+    """Store the mean and scale of every latent channel over ``batches``."""
+    raw = torch.cat([codec.posterior(x.to(codec.device)).mode() for x in batches])
+    codec.set_statistics(raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
+
+
+def run(config: dict, out: Path, resume: bool = False) -> None:
+    """Render the clips where they are missing, train the codecs, and save them in ``out``."""
+    config = {**DEFAULTS, **config}
+    for part in ("video", "audio"):
+        config[part] = {**DEFAULTS[part], **config[part]}
+    clips = Path(config.get("cache", out)) / "clips"
+    render_shards(clips, config["clips"])
+    shards = Shards(clips)
+    for part in config["parts"]:
+        kind, train = (AudioCodec, train_audio) if part == "audio" else (VideoCodec, train_video)
+        start = config.get(f"{part}_from")
+        codec = kind.from_pretrained(start) if start else kind()
+        codec = train(codec, shards, config, Path(out) / part, resume)
+        codec.to(torch.bfloat16).save_pretrained(Path(out) / f"{part}_codec")

@@ -1,0 +1,116 @@
+"""The codecs' interface: own small ones, and published layouts saved to disk with random weights."""
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
+
+from avdit.data.scenes import HELD_OUT, render_clip
+from avdit.models.audio_codec import AudioCodec
+from avdit.models.video_codec import VideoCodec
+
+TINY = {"block_out_channels": (32,) * 4, "down_block_types": ("DownEncoderBlock2D",) * 4}
+TINY |= {"up_block_types": ("UpDecoderBlock2D",) * 4, "layers_per_block": 1}
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return render_clip("explosion", HELD_OUT)
+
+
+def test_own_codecs_have_the_geometry_of_the_small_model():
+    video, audio = VideoCodec().eval(), AudioCodec().eval()
+    with torch.no_grad():
+        latents = video.encode(torch.zeros(1, 2, 3, 256, 256))
+        assert latents.shape == (1, 2, 16, 16, 16)
+        assert video.decode(latents).shape == (1, 2, 3, 256, 256)
+        latents = audio.encode(torch.zeros(1, 25600))
+        assert latents.shape == (1, 8, 40, 16)
+        assert audio.decode(latents).shape == (1, 25600)
+
+
+def test_statistics_normalise_and_survive_saving(tmp_path):
+    codec = VideoCodec().eval()
+    codec.set_statistics(torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16))
+    codec.save_pretrained(tmp_path)
+    loaded = VideoCodec.from_pretrained(tmp_path)
+    frames = torch.rand(1, 1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        raw = codec.posterior(frames[0]).mode()
+        latents = loaded.encode(frames)[0]
+        torch.testing.assert_close(
+            latents,
+            (raw - torch.linspace(-1, 1, 16).view(-1, 1, 1)) / torch.linspace(0.5, 2, 16).view(-1, 1, 1),
+            atol=1e-5,
+            rtol=1e-5,
+        )
+        torch.testing.assert_close(loaded.denormalise(latents), raw, atol=1e-5, rtol=1e-5)
+
+
+def test_stable_diffusion_vae_layout_loads(tmp_path):
+    AutoencoderKL(latent_channels=4, scaling_factor=0.18215, **TINY).save_pretrained(tmp_path / "vae")
+    vae = AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
+    codec = VideoCodec.from_vae(vae).eval()
+    frames = torch.rand(1, 2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        latents = codec.encode(frames)
+        assert latents.shape == (1, 2, 4, 8, 8)
+        expected = vae.encode(frames[0]).latent_dist.mode() * 0.18215
+        torch.testing.assert_close(latents[0], expected, atol=1e-5, rtol=1e-4)
+        codec.save_pretrained(tmp_path / "codec")
+        again = VideoCodec.from_pretrained(tmp_path / "codec")
+        torch.testing.assert_close(again.decode(latents), codec.decode(latents))
+
+
+def test_audioldm_vae_and_vocoder_layouts_load(tmp_path):
+    blocks = {"block_out_channels": (32,) * 3, "down_block_types": ("DownEncoderBlock2D",) * 3}
+    blocks |= {"up_block_types": ("UpDecoderBlock2D",) * 3, "layers_per_block": 1}
+    AutoencoderKL(in_channels=1, out_channels=1, latent_channels=8, scaling_factor=0.9, **blocks).save_pretrained(
+        tmp_path / "vae"
+    )
+    voice = SpeechT5HifiGanConfig(
+        model_in_dim=64,
+        upsample_initial_channel=32,
+        upsample_rates=[5, 4, 2, 2, 2],
+        normalize_before=False,
+        upsample_kernel_sizes=[16, 16, 8, 4, 4],
+        resblock_kernel_sizes=[3],
+        resblock_dilation_sizes=[[1, 3]],
+    )
+    SpeechT5HifiGan(voice).save_pretrained(tmp_path / "vocoder")
+    codec = AudioCodec.from_parts(
+        AutoencoderKL.from_pretrained(tmp_path, subfolder="vae"),
+        SpeechT5HifiGan.from_pretrained(tmp_path, subfolder="vocoder"),
+    ).eval()
+    with torch.no_grad():
+        latents = codec.encode(torch.randn(2, 25600) * 0.1)
+        assert latents.shape == (2, 8, 40, 16)
+        sound = codec.decode(latents)
+        assert sound.shape == (2, 25600)
+        codec.save_pretrained(tmp_path / "codec")
+        torch.testing.assert_close(AudioCodec.from_pretrained(tmp_path / "codec").decode(latents), sound)
+
+
+def test_vocoder_keeps_onsets_and_spectrum(clip):
+    codec = AudioCodec()
+    mel = codec.log_mel(clip.audio[None])
+    sound = codec.synthesiser(mel)
+    assert sound.shape == (1, 25600)
+    assert (codec.log_mel(sound) - mel).abs().mean() < 0.8
+
+    def loudest_rise(audio):
+        energy = audio.square().unfold(-1, 320, 160).mean(-1)
+        return (energy[..., 2:] - energy[..., :-2]).argmax().item() / 100
+
+    assert abs(loudest_rise(sound[0]) - loudest_rise(clip.audio)) <= 0.03
+
+
+def test_shipped_codecs_reconstruct_held_out_clips(shipped_pipeline, clip):
+    video, audio = shipped_pipeline.video_codec, shipped_pipeline.audio_codec
+    frames = clip.frames[::5].permute(0, 3, 1, 2).unsqueeze(0) * 2 - 1
+    with torch.no_grad():
+        rebuilt = video.decode(video.encode(frames))
+        mel = audio.mel(clip.audio[None])
+        mel_error = (audio.reconstruct(audio.posterior(mel).mode()) - mel).abs().mean() * audio.config.mel_std
+    assert -10 * torch.log10(((rebuilt - frames) / 2).square().mean()) > 20
+    assert mel_error < 0.8
