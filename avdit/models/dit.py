@@ -49,16 +49,19 @@ class PatchEmbed(nn.Module):
 
 
 class TimestepEmbedder(nn.Module):
-    """Sinusoidal timestep features through an MLP: (N,) → (N, D)."""
+    """Sinusoidal timestep features through an MLP: (N,) → (N, D).
 
-    def __init__(self, width: int, features: int = 256) -> None:
+    ``shift`` 1 spreads the frequencies as diffusers' DiT does, 0 as the original code.
+    """
+
+    def __init__(self, width: int, shift: int = 0, features: int = 256) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.shift = features, shift
         self.mlp = nn.Sequential(nn.Linear(features, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, t: Tensor) -> Tensor:
         half = self.features // 2
-        frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / half)
+        frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=t.device) / (half - self.shift))
         angles = t.float().unsqueeze(1) * frequencies
         return self.mlp(torch.cat([angles.cos(), angles.sin()], 1).to(self.mlp[0].weight.dtype))
 
@@ -150,6 +153,7 @@ class DiT(ModelMixin, ConfigMixin):
         in_channels: Latent channels.
         num_classes: Classes; label ``num_classes`` is the unconditional one.
         learn_sigma: Whether the output carries a variance beside the prediction (published weights: yes).
+        timestep_shift: 1 where the model must equal diffusers' own, 0 as in the original code.
     """
 
     @register_to_config
@@ -164,12 +168,13 @@ class DiT(ModelMixin, ConfigMixin):
         mlp_ratio: float = 4.0,
         num_classes: int = 1000,
         learn_sigma: bool = True,
+        timestep_shift: int = 0,
     ) -> None:
         super().__init__()
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         grid = input_size // patch_size
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
-        self.t_embedder = TimestepEmbedder(hidden_size)
+        self.t_embedder = TimestepEmbedder(hidden_size, timestep_shift)
         self.y_embedder = LabelEmbedder(num_classes, hidden_size)
         self.pos_embed = nn.Parameter(sincos_2d(hidden_size, grid, grid), requires_grad=False)
         self.blocks = nn.ModuleList(DiTBlock(hidden_size, num_heads, mlp_ratio) for _ in range(depth))

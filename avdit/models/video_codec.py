@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, ModelMixin  # noqa: F401  diffusers looks for a component's loader here
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 

@@ -37,6 +37,7 @@ def latent_shards(config: dict, out: Path) -> tuple[Shards, VideoCodec, AudioCod
     audio = AudioCodec.from_pretrained(codecs / "audio_codec").to(device).eval()
     if config["clips"]:
         render_shards(cache / "clips", config["clips"])
+    if (cache / "clips").is_dir():
         encode_shards(cache / "clips", cache / "latents", video, audio)
     return Shards(cache / "latents"), video, audio
 

