@@ -128,7 +128,7 @@ class AVDiTPipeline(DiffusionPipeline):
             ValueError: where there are several generators but not one a clip.
         """
         if isinstance(generator, list) and len(generator) != batch:
-            raise ValueError(f"{len(generator)} generators were given for {batch} clips: give one a clip, or one in all")
+            raise ValueError(f"{len(generator)} generators were given for {batch} clips: give one a clip, or one")
         generators = generator if isinstance(generator, list) else [generator] * batch
         shape_video = (self.geometry.frames, *self.geometry.video_latent_shape)
         drawn = [

@@ -87,6 +87,16 @@ class AVDiT(ModelMixin, ConfigMixin):
         """Only the adapters want a gradient; what they replace is frozen with the rest of the backbone."""
         self.backbone.requires_grad_(False)
 
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Everything that trains."""
+        return [p for name, p in self.named_parameters() if not name.startswith("backbone.")]
+
+    @property
+    def trainable_share(self) -> float:
+        """Share of all parameters that trains."""
+        table = self.parameter_table()
+        return 1 - table["backbone"] / sum(table.values())
+
     def adapter_state_dict(self) -> dict[str, Tensor]:
         """Everything but the backbone: the *pack* of one data set."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
@@ -137,7 +147,7 @@ class AVDiT(ModelMixin, ConfigMixin):
         xv = dit.x_embedder(video.flatten(0, 1)) + dit.pos_embed  # (B·F, N, D)
         cv = dit.t_embedder(t_video.flatten()).unflatten(0, t_video.shape) + label
         cv = cv.flatten(0, 1).unsqueeze(1)  # (B·F, 1, D)
-        xa = self.audio_embedder(audio) + self.audio_positions  # (B, M, D)
+        xa = self.audio_embedder(audio) + self.audio_positions.to(audio.dtype)  # (B, M, D)
         ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
         for block, adapters in zip(dit.blocks, self.adapters, strict=True):
             xv, xa = self._block(block, adapters, xv, xa, cv, ca, frames)

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+import torch
+
+from avdit.generate import Request, Stopped, generate
+from avdit.pipeline import SAMPLERS, AVDiTPipeline
+from avdit.streaming import OVERLAP
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def pipe(tiny_pipeline):
+    tiny_pipeline.set_sampler("ddim")
+    return tiny_pipeline
+
+
+def test_clip_has_the_geometry(pipe):
+    out = pipe("thunder", num_inference_steps=2, generator=seeded(1))
+    assert out.frames.shape == (1, 16, 256, 256, 3) and out.audio.shape == (1, 25600)
+    assert 0 <= out.frames.min() and out.frames.max() <= 1 and np.isfinite(out.audio).all()
+    assert (out.fps, out.sampling_rate) == (10, 16000)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_same_seed_is_the_same_clip_alone_and_in_a_batch(pipe, sampler):
+    pipe.set_sampler(sampler)
+    settings = {"num_inference_steps": 4, "output_type": "latent"}
+    alone = pipe("thunder", generator=seeded(1), **settings)
+    batch = pipe(["raining", "thunder"], generator=[seeded(2), seeded(1)], **settings)
+    torch.testing.assert_close(batch.frames[1], alone.frames[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(batch.audio[1], alone.audio[0], atol=1e-4, rtol=1e-4)
+    assert alone.frames.isfinite().all() and (batch.frames[0] - batch.frames[1]).abs().max() > 0.1
+
+
+def test_class_and_guidance_matter(pipe):
+    settings = {"num_inference_steps": 3, "output_type": "latent"}
+    base = pipe("thunder", generator=seeded(1), **settings)
+    other = pipe("raining", generator=seeded(1), **settings)
+    sound_only = pipe("thunder", generator=seeded(1), audio_guidance_scale=5.0, **settings)
+    assert (base.frames - other.frames).abs().max() > 1e-3
+    assert (base.audio - sound_only.audio).abs().max() > 1e-3
+
+
+def test_what_is_given_comes_back_untouched(pipe):
+    video = np.random.default_rng(0).random((16, 256, 256, 3), np.float32)
+    audio = np.random.default_rng(1).standard_normal(25600).astype(np.float32) * 0.1
+    settings = {"num_inference_steps": 2, "output_type": "latent", "generator": seeded(0)}
+    with torch.no_grad():
+        clean_video = pipe.video_codec.encode(torch.from_numpy(video).permute(0, 3, 1, 2)[None] * 2 - 1)
+        clean_audio = pipe.audio_codec.encode(torch.from_numpy(audio)[None])
+    out = pipe("thunder", video=video, **settings)
+    assert torch.equal(out.frames, clean_video) and not torch.allclose(out.audio, clean_audio, atol=0.1)
+    out = pipe("thunder", audio=audio, **settings)
+    assert torch.equal(out.audio, clean_audio)
+    out = pipe("thunder", image=video[0], **settings)
+    torch.testing.assert_close(out.frames[:, 0], clean_video[:, 0], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(out.frames[:, 1], clean_video[:, 1], atol=0.1)
+    out = pipe("thunder", video=video, audio=audio, given_frames=4, **settings)
+    torch.testing.assert_close(out.frames[:, :4], clean_video[:, :4], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(out.audio[:, :, :10], clean_audio[:, :, :10])
+    assert not torch.allclose(out.audio[:, :, 10:], clean_audio[:, :, 10:], atol=0.1)
+
+
+def test_saved_pipeline_makes_the_same_clip(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    again = AVDiTPipeline.from_pretrained(tmp_path)
+    settings = {"num_inference_steps": 2, "output_type": "latent"}
+    first, second = (p("wind noise", generator=seeded(3), **settings) for p in (pipe, again))
+    assert torch.equal(first.frames, second.frames) and again.classes == pipe.classes
+
+
+def test_callback_sees_every_step_and_can_change_the_latents(pipe):
+    seen = []
+
+    def callback(_pipe, step, timestep, tensors):
+        seen.append((step, timestep))
+        return {"video_latents": tensors["video_latents"] * 0} if step == 2 else {}
+
+    out = pipe("thunder", 3, generator=seeded(0), callback_on_step_end=callback, output_type="latent")
+    assert [step for step, _ in seen] == [0, 1, 2] and seen[0][1] > seen[2][1]
+    assert not out.frames.any()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"class_labels": "thundr"}, "unknown class 'thundr'"),
+        ({"class_labels": 11}, "class 11 does not exist"),
+        ({"num_inference_steps": 0}, "from 1 to 1000"),
+        ({"output_type": "jpeg"}, "must be 'np', 'pt' or 'latent'"),
+        ({"given_frames": 4}, "give both"),
+        ({"generator": [seeded(0), seeded(1)]}, "2 generators were given for 1 clips"),
+        ({"audio": np.zeros(100, np.float32)}, "it must have at least 25600"),
+        ({"video": np.zeros((16, 64, 64, 3), np.float32)}, "it must be at least 16 frames of 256 x 256 x 3"),
+    ],
+)
+def test_wrong_input_is_named(pipe, settings, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(**{"class_labels": "thunder", "num_inference_steps": 1, **settings})
+
+
+def test_long_clip_continues_window_after_window(pipe):
+    steps = []
+    request = Request("thunder", seed=5, steps=2, seconds=3.0)
+    result = generate(pipe, request, on_step=lambda step, total, _: steps.append((step, total)))
+    assert result.frames.shape[0] == 30 and len(result.audio) == 48000
+    assert steps == [(k, 6) for k in range(1, 7)]  # 16 frames, then 12 new ones a window
+    again = generate(pipe, request)
+    assert np.array_equal(result.frames, again.frames) and np.array_equal(result.audio, again.audio)
+    first = generate(pipe, Request("thunder", seed=5, steps=2))
+    assert np.array_equal(result.frames[:16], first.frames) and OVERLAP == 4
+
+
+def test_stop_ends_at_the_next_step(pipe):
+    steps = []
+    with pytest.raises(Stopped):
+        generate(pipe, Request("thunder", steps=20), lambda k, *_: steps.append(k), lambda: len(steps) == 3)
+    assert steps == [1, 2, 3]
