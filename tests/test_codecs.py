@@ -103,14 +103,3 @@ def test_vocoder_keeps_onsets_and_spectrum(clip):
         return (energy[..., 2:] - energy[..., :-2]).argmax().item() / 100
 
     assert abs(loudest_rise(sound[0]) - loudest_rise(clip.audio)) <= 0.03
-
-
-def test_shipped_codecs_reconstruct_held_out_clips(shipped_pipeline, clip):
-    video, audio = shipped_pipeline.video_codec, shipped_pipeline.audio_codec
-    frames = clip.frames[::5].permute(0, 3, 1, 2).unsqueeze(0) * 2 - 1
-    with torch.no_grad():
-        rebuilt = video.decode(video.encode(frames))
-        mel = audio.mel(clip.audio[None])
-        mel_error = (audio.reconstruct(audio.posterior(mel).mode()) - mel).abs().mean() * audio.config.mel_std
-    assert -10 * torch.log10(((rebuilt - frames) / 2).square().mean()) > 20
-    assert mel_error < 0.8

@@ -34,6 +34,7 @@ class TrainerConfig:
     sample_every: int = 500
     minutes: float = 0.0  # stop after this time; 0: after ``steps``. The schedule then follows the time.
     seed: int = 0
+    compile: bool = False  # pays off after about a thousand steps
 
 
 class Trainer:
@@ -67,7 +68,8 @@ class Trainer:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.module, self.optimiser = self.accelerator.prepare(self.raw, optimiser)
+        module = torch.compile(self.raw) if config.compile else self.raw
+        self.module, self.optimiser = self.accelerator.prepare(module, optimiser)
         self.step, self.elapsed = 0, 0.0
 
     @property
