@@ -158,9 +158,7 @@ class AVDiTPipeline(DiffusionPipeline):
                     f"{clip.height} x {clip.width} x 3"
                 )
             encoded = self.video_codec.encode(pixels[:, :count].permute(0, 1, 4, 2, 3) * 2 - 1)
-            video_latents = torch.zeros(
-                len(encoded), clip.frames, *clip.video_latent_shape, dtype=dtype, device=device
-            )
+            video_latents = torch.zeros(len(encoded), clip.frames, *clip.video_latent_shape, dtype=dtype, device=device)
             video_latents[:, :count] = encoded
             video_latents = video_latents.expand(batch, -1, -1, -1, -1)
             frames[:count] = True

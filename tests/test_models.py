@@ -173,7 +173,6 @@ def test_save_and_load(tmp_path):
     assert torch.equal(load_dit(tmp_path / "dit").pos_embed, model.backbone.pos_embed)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="AVDiT adds its audio positions in float32")
 @torch.no_grad()
 def test_loads_and_runs_in_bfloat16(tmp_path):
     joint_model(trained=True).save_pretrained(tmp_path)

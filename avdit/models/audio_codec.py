@@ -126,7 +126,7 @@ class AudioCodec(LatentCodec):
         """Wrap AudioLDM's published ``vae`` and ``vocoder`` with the VAE's own scaling factor."""
         voice = {k: v for k, v in vocoder.config.to_diff_dict().items() if k not in ("architectures", "torch_dtype")}
         codec = cls(
-            vae=dict(vae.config),
+            vae=cls.published_config(vae),
             unshuffle=1,
             latent_std=1 / vae.config.scaling_factor,
             mel_mean=0.0,
@@ -153,4 +153,5 @@ class AudioCodec(LatentCodec):
         """Normalised latents (B, C, time, frequency) to audio (B, samples) in [-1, 1]."""
         mel = self.decode_mel(latents)
         audio = self.synthesiser(mel if isinstance(self.synthesiser, GriffinLim) else mel.to(self.dtype))
-        return audio.float().reshape(len(latents), -1).clamp(-1, 1)
+        samples = mel.shape[1] * self.config.hop_length  # published vocoders make a few samples more
+        return audio.float().reshape(len(latents), -1)[:, :samples].clamp(-1, 1)

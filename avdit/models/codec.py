@@ -22,6 +22,11 @@ class LatentCodec(ModelMixin, ConfigMixin):
         self.autoencoder = vae if isinstance(vae, AutoencoderKL) else AutoencoderKL.from_config(vae)
         self.channels = self.autoencoder.config.latent_channels
 
+    @staticmethod
+    def published_config(part: ConfigMixin) -> dict[str, Any]:
+        """The settings of a published model, without where and with what it was saved."""
+        return {k: v for k, v in part.config.items() if not k.startswith("_")}
+
     def posterior(self, x: Tensor):
         """Distribution of the raw latents of ``x`` (N, C, H, W), as diffusers gives it."""
         return self.autoencoder.encode(F.pixel_unshuffle(x, self.config.unshuffle)).latent_dist

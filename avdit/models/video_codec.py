@@ -50,7 +50,9 @@ class VideoCodec(LatentCodec):
     @classmethod
     def from_vae(cls, vae: AutoencoderKL) -> "VideoCodec":
         """Wrap a published image VAE (Stable Diffusion's: factor 8, 4 channels) with its scaling factor."""
-        codec = cls(vae=dict(vae.config), unshuffle=1, latent_mean=0.0, latent_std=1 / vae.config.scaling_factor)
+        codec = cls(
+            vae=cls.published_config(vae), unshuffle=1, latent_mean=0.0, latent_std=1 / vae.config.scaling_factor
+        )
         codec.autoencoder = vae
         return codec
 

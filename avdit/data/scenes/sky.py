@@ -80,7 +80,9 @@ def raining(dice: Dice, geometry: ClipGeometry) -> Clip:
             inside = (py >= 0) & (py < height) & (column >= 0) & (column < width)
             f = torch.arange(frames, device=dice.device).view(-1, 1, 1).expand_as(py)
             glow = (0.25 + 0.22 * depth) * torch.sin(math.pi * (rows + 1) / (length + 1)).expand_as(py)
-            rain[f[inside], py[inside], column[inside]] = glow[inside]
+            # The brightest of crossing streaks wins, whichever is drawn first.
+            cell = (f[inside] * height + py[inside]) * width + column[inside]
+            rain.view(-1).scatter_reduce_(0, cell, glow[inside], "amax")
     # Rings that spread where drops meet the wet ground.
     rings = torch.zeros_like(rain)
     for _ in range(int(10 + 20 * intensity)):
