@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from avdit.generate import DEFAULT_CHECKPOINT, Request, generate, load_pipeline, weights_sha256
+from avdit.media import ensure_ffmpeg
 
 STAGES = ("codecs", "backbone", "adapters")
 
@@ -116,6 +117,7 @@ def run_generate(args: argparse.Namespace) -> None:
     )
     if not args.out.resolve().parent.is_dir():
         raise ValueError(f"--out {args.out}: the folder {args.out.resolve().parent} does not exist")
+    ensure_ffmpeg()  # better said before the clip is made than after
     result = generate(load_pipeline(args.checkpoint, args.device), request)
     result.save(args.out)
     report(
@@ -168,6 +170,8 @@ def run_train(args: argparse.Namespace) -> None:
             raise ValueError(f"--config {args.config} does not exist") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"--config {args.config} is not JSON: {error}") from None
+        if not isinstance(config, dict):
+            raise ValueError(f"--config {args.config} must hold one JSON object with the settings")
     stage = importlib.import_module(f"avdit.training.{args.stage}")
     stage.run(config, args.out or Path("runs") / args.stage, args.resume)
 

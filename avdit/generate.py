@@ -205,15 +205,20 @@ def generate(
         out = pipe(request.class_label, generator=generator, **given, **settings)
         frames, audio = out.frames[0], out.audio[0]
     else:
-        made = windows(pipe, lambda: request.class_label, generator, **settings)
-        parts = [next(made) for _ in range(count)]
+        parts = list(windows(pipe, lambda: request.class_label, generator, count, **settings))
         frames, audio = np.concatenate([f for f, _ in parts]), np.concatenate([a for _, a in parts])
-    samples = clip.samples_of(wanted)
-    audio = np.pad(audio[:samples], (0, max(0, samples - len(audio))))
     recipe = {k: v for k, v in asdict(request).items() if v is not None}
     for name in ("video", "audio", "image"):
         if name in recipe:
             recipe[name] = Path(recipe[name]).name
     recipe["class"] = recipe.pop("class_label")
-    recipe["weights_sha256"] = weights_sha256(Path(pipe.name_or_path))
-    return Result(frames[:wanted], audio, clip.fps, clip.sampling_rate, recipe, time.monotonic() - start)
+    if (Path(pipe.name_or_path) / "model_index.json").is_file():  # not so where it was built in memory
+        recipe["weights_sha256"] = weights_sha256(Path(pipe.name_or_path))
+    return Result(
+        frames[:wanted],
+        audio[: clip.samples_of(wanted)],
+        clip.fps,
+        clip.sampling_rate,
+        recipe,
+        time.monotonic() - start,
+    )

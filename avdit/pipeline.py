@@ -90,6 +90,8 @@ class AVDiTPipeline(DiffusionPipeline):
     ) -> None:
         """Raise ``ValueError`` with one clear sentence for what cannot be sampled."""
         count = self.transformer.config.num_classes
+        if not class_labels:
+            raise ValueError("no class was given: name at least one")
         for label in class_labels:
             if not 0 <= label <= count:
                 raise ValueError(f"class {label} does not exist: choose 0 to {count - 1}, or {count} for none")
@@ -101,6 +103,8 @@ class AVDiTPipeline(DiffusionPipeline):
             raise ValueError(f"given_frames = {given_frames} must be from 0 to {self.geometry.frames - 1}")
         if given_frames and (video is None or audio is None):
             raise ValueError("given_frames continues a clip: give both its video and its audio")
+        if given_frames and image is not None:
+            raise ValueError("given_frames continues a clip: leave out the image")
         if not given_frames and sum(part is not None for part in (video, audio, image)) > 1:
             raise ValueError("give one of video, audio and image, or video and audio with given_frames")
         for name in callback_tensors:
@@ -143,6 +147,11 @@ class AVDiTPipeline(DiffusionPipeline):
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """Clean latents of what is given, and which frames (F,) and audio columns (M,) it covers."""
         clip, device, dtype = self.geometry, self._execution_device, self.transformer.dtype
+        for name, part, axes in (("image", image, 3), ("video", video, 4), ("audio", audio, 1)):
+            if part is not None and part.ndim != axes and not (part.ndim == axes + 1 and len(part) in (1, batch)):
+                raise ValueError(
+                    f"{name} has shape {tuple(part.shape)}: give {axes} axes, or one entry a clip before them"
+                )
         frames = torch.zeros(clip.frames, dtype=torch.bool)
         columns = torch.zeros(clip.audio_columns, dtype=torch.bool)
         video_latents = audio_latents = None
@@ -237,6 +246,13 @@ class AVDiTPipeline(DiffusionPipeline):
 
         # 2. Draw the noise and encode what is given.
         video_latents, audio_latents = latents or self.prepare_latents(batch, generator)
+        clip = self.geometry
+        for name, part, wanted in (
+            ("picture", video_latents, (batch, clip.frames, *clip.video_latent_shape)),
+            ("sound", audio_latents, (batch, *clip.audio_latent_shape)),
+        ):
+            if tuple(part.shape) != wanted:
+                raise ValueError(f"the latents of the {name} are {tuple(part.shape)}; they must be {wanted}")
         video_latents, audio_latents = video_latents.to(device, dtype), audio_latents.to(device, dtype)
         clean_video, clean_audio, frames, columns = self.encode_conditions(video, audio, image, given_frames, batch)
         keep_video = frames.view(1, -1, 1, 1, 1)

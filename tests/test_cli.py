@@ -92,6 +92,21 @@ def test_bad_checkpoints_are_named(tiny_checkpoint, tmp_path):
     assert "no safetensors weights in transformer; pickles are not read" in error(cut)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "must hold one JSON object"),
+        ("{", "is not JSON"),
+        ('{"train": {"stepz": 1}, "clips": 0}', "unknown training setting 'stepz'"),
+    ],
+)
+def test_bad_training_settings_are_named(tmp_path, content, message):
+    config = tmp_path / "config.json"
+    config.write_text(content)
+    run = avdit("train", "backbone", "--config", config, "--out", tmp_path / "out")
+    assert run.returncode == 2 and message in run.stderr and run.stderr.count("\n") == 1
+
+
 def test_sound_of_a_silent_file_is_refused(tiny_checkpoint, tmp_path):
     picture = tmp_path / "still.png"
     subprocess.run([sys.executable, "-c", f"from PIL import Image; Image.new('RGB', (8, 8)).save({str(picture)!r})"])

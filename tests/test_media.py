@@ -192,3 +192,17 @@ def test_wav_round_trip(tmp_path):
         assert (file.getframerate(), file.getnchannels(), file.getnframes()) == (RATE, 1, SAMPLES)
     back = media.read_audio(tmp_path / "s.wav", sampling_rate=RATE)
     np.testing.assert_allclose(back, click(0.5), atol=1e-3)
+
+
+def test_wav_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(MediaError, match="nowhere/a.wav could not be written"):
+        media.write_wav(tmp_path / "nowhere" / "a.wav", click(0.5), RATE)
+
+
+@pytest.mark.parametrize("part", ["picture", "sound"])
+def test_values_that_are_no_numbers_are_refused(tmp_path, part):
+    frames, audio = picture(), click(0.5)
+    (frames if part == "picture" else audio)[3] = np.nan
+    with pytest.raises(MediaError, match="not finite numbers"):
+        media.write_clip(tmp_path / "c.mp4", frames, audio, fps=FPS, sampling_rate=RATE)
+    assert not list(tmp_path.iterdir())

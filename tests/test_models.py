@@ -128,6 +128,23 @@ def test_fresh_adapters_change_nothing():
     assert torch.equal(out.flatten(0, 1), image[:, : video.shape[2]])
 
 
+@torch.no_grad()
+def test_each_modality_runs_without_the_other():
+    model = joint_model(trained=True)
+    video, audio, t_video, t_audio, labels = inputs()
+    out, none = model(video, None, t_video, None, labels)
+    none_too, sound = model(None, audio, None, t_audio, labels)
+    assert none is None and none_too is None and out.shape == video.shape and sound.shape == audio.shape
+    for block in model.adapters:  # with the gates closed the other modality makes no difference
+        if block.interaction is not None:
+            block.interaction.gate_video.zero_()
+            block.interaction.gate_audio.zero_()
+    both = model(video, audio, t_video, t_audio, labels)
+    torch.testing.assert_close(
+        both, (model(video, None, t_video, None, labels)[0], model(None, audio, None, t_audio, labels)[1])
+    )
+
+
 def test_only_adapters_learn():
     model = joint_model(trained=True)
     video, sound = model(*inputs(batch=4))

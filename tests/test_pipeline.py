@@ -88,6 +88,10 @@ def test_callback_sees_every_step_and_can_change_the_latents(pipe):
     ("settings", "message"),
     [
         ({"class_labels": "thundr"}, "unknown class 'thundr'"),
+        ({"class_labels": []}, "no class was given"),
+        ({"given_frames": 4, "image": np.zeros((256, 256, 3), np.float32)}, "give both|leave out the image"),
+        ({"latents": (torch.zeros(1), torch.zeros(1))}, "latents of the picture are"),
+        ({"video": np.zeros((3, 16, 256, 256, 3), np.float32)}, "video has shape"),
         ({"class_labels": 11}, "class 11 does not exist"),
         ({"num_inference_steps": 0}, "from 1 to 1000"),
         ({"output_type": "jpeg"}, "must be 'np', 'pt' or 'latent'"),
@@ -108,6 +112,8 @@ def test_long_clip_continues_window_after_window(pipe):
     result = generate(pipe, request, on_step=lambda step, total, _: steps.append((step, total)))
     assert result.frames.shape[0] == 30 and len(result.audio) == 48000
     assert steps == [(k, 6) for k in range(1, 7)]  # 16 frames, then 12 new ones a window
+    whole = generate(pipe, Request("thunder", seed=5, steps=2, seconds=4.0))  # ends with a window's end
+    assert len(whole.audio) == 64000 and np.abs(whole.audio[-160:]).max() > 0
     again = generate(pipe, request)
     assert np.array_equal(result.frames, again.frames) and np.array_equal(result.audio, again.audio)
     first = generate(pipe, Request("thunder", seed=5, steps=2))
@@ -119,3 +125,10 @@ def test_stop_ends_at_the_next_step(pipe):
     with pytest.raises(Stopped):
         generate(pipe, Request("thunder", steps=20), lambda k, *_: steps.append(k), lambda: len(steps) == 3)
     assert steps == [1, 2, 3]
+
+
+def test_pipeline_built_in_memory_makes_a_clip(pipe):
+    fresh = AVDiTPipeline(pipe.transformer, pipe.video_codec, pipe.audio_codec, pipe.scheduler, classes=pipe.classes)
+    fresh.set_progress_bar_config(disable=True)
+    result = generate(fresh, Request("thunder", seed=1, steps=1))
+    assert "weights_sha256" not in result.recipe and len(result.frames) == 16

@@ -128,9 +128,14 @@ class AVDiT(ModelMixin, ConfigMixin):
         return counts
 
     def forward(
-        self, video: Tensor, audio: Tensor, t_video: Tensor, t_audio: Tensor, class_labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Predict for the noised latents of both.
+        self,
+        video: Tensor | None,
+        audio: Tensor | None,
+        t_video: Tensor | None,
+        t_audio: Tensor | None,
+        class_labels: Tensor,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Predict for the noised latents of both, or of one alone where the other is None.
 
         Args:
             video: (B, F, C, H, W).
@@ -142,37 +147,54 @@ class AVDiT(ModelMixin, ConfigMixin):
         Returns:
             The predictions, shaped as ``video`` and ``audio``.
         """
-        dit, frames = self.backbone, video.shape[1]
+        dit, rows = self.backbone, self.clip.audio_grid[1]
         label = self.class_embedder(class_labels).unsqueeze(1)  # (B, 1, D)
-        xv = dit.x_embedder(video.flatten(0, 1)) + dit.pos_embed  # (B·F, N, D)
-        cv = dit.t_embedder(t_video.flatten()).unflatten(0, t_video.shape) + label
-        cv = cv.flatten(0, 1).unsqueeze(1)  # (B·F, 1, D)
-        xa = self.audio_embedder(audio) + self.audio_positions.to(audio.dtype)  # (B, M, D)
-        ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
+        xv = cv = xa = ca = video_out = audio_out = None
+        if video is not None:
+            xv = dit.x_embedder(video.flatten(0, 1)) + dit.pos_embed  # (B·F, N, D)
+            cv = dit.t_embedder(t_video.flatten()).unflatten(0, t_video.shape) + label
+            cv = cv.flatten(0, 1).unsqueeze(1)  # (B·F, 1, D)
+        if audio is not None:
+            xa = self.audio_embedder(audio) + self.audio_positions.to(audio.dtype)  # (B, M, D)
+            ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
         for block, adapters in zip(dit.blocks, self.adapters, strict=True):
-            xv, xa = self._block(block, adapters, xv, xa, cv, ca, frames)
-        video_out = dit.unpatchify(dit.final_layer(xv, cv))[:, : video.shape[2]]  # the variance half is dropped
-        rows = self.clip.audio_grid[1]
-        audio_out = self.audio_final(xa, ca.repeat_interleave(rows, 1))  # (B, M, values)
-        return video_out.unflatten(0, video.shape[:2]), self._unpatchify_audio(audio_out, audio.shape)
+            xv, xa = self._block(block, adapters, xv, xa, cv, ca, rows)
+        if video is not None:
+            video_out = dit.unpatchify(dit.final_layer(xv, cv))[:, : video.shape[2]]  # the variance half is dropped
+            video_out = video_out.unflatten(0, video.shape[:2])
+        if audio is not None:
+            audio_out = self.audio_final(xa, ca.repeat_interleave(rows, 1))  # (B, M, values)
+            audio_out = self._unpatchify_audio(audio_out, audio.shape)
+        return video_out, audio_out
 
     def _block(
-        self, block: DiTBlock, adapters: BlockAdapters, xv: Tensor, xa: Tensor, cv: Tensor, ca: Tensor, frames: int
-    ) -> tuple[Tensor, Tensor]:
-        rows = self.clip.audio_grid[1]
-        v = block.modulation(cv)  # 6 × (B·F, 1, D)
-        a = block.adaLN_modulation(ca) + adapters.audio_modulation(ca)
-        a = a.repeat_interleave(rows, 1).chunk(6, dim=-1)  # 6 × (B, M, D)
-        xv = xv + v[2] * block.attn(modulate(block.norm1(xv), v[0], v[1]))
-        xv = xv + adapters.temporal(xv, frames)
-        xa = xa + a[2] * block.attn(modulate(block.norm1(xa), a[0], a[1]), adapters.audio_attention)
-        if adapters.interaction is not None:
+        self,
+        block: DiTBlock,
+        adapters: BlockAdapters,
+        xv: Tensor | None,
+        xa: Tensor | None,
+        cv: Tensor | None,
+        ca: Tensor | None,
+        rows: int,
+    ) -> tuple[Tensor | None, Tensor | None]:
+        frames = self.clip.frames
+        if xv is not None:
+            v = block.modulation(cv)  # 6 × (B·F, 1, D)
+            xv = xv + v[2] * block.attn(modulate(block.norm1(xv), v[0], v[1]))
+            xv = xv + adapters.temporal(xv, frames)
+        if xa is not None:
+            a = block.adaLN_modulation(ca) + adapters.audio_modulation(ca)
+            a = a.repeat_interleave(rows, 1).chunk(6, dim=-1)  # 6 × (B, M, D)
+            xa = xa + a[2] * block.attn(modulate(block.norm1(xa), a[0], a[1]), adapters.audio_attention)
+        if adapters.interaction is not None and xv is not None and xa is not None:
             joint_v = modulate(block.norm1(xv), v[0], v[1]).unflatten(0, (-1, frames))
             joint_a = modulate(block.norm1(xa), a[0], a[1])
             from_sound, from_picture = adapters.interaction(block.attn, joint_v, joint_a)
             xv, xa = xv + from_sound.flatten(0, 1), xa + from_picture
-        xv = xv + v[5] * block.mlp(modulate(block.norm2(xv), v[3], v[4]))
-        xa = xa + a[5] * block.mlp(modulate(block.norm2(xa), a[3], a[4]), adapters.audio_mlp)
+        if xv is not None:
+            xv = xv + v[5] * block.mlp(modulate(block.norm2(xv), v[3], v[4]))
+        if xa is not None:
+            xa = xa + a[5] * block.mlp(modulate(block.norm2(xa), a[3], a[4]), adapters.audio_mlp)
         return xv, xa
 
     def _unpatchify_audio(self, x: Tensor, shape: torch.Size) -> Tensor:
