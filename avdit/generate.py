@@ -212,7 +212,7 @@ def generate(
         if name in recipe:
             recipe[name] = Path(recipe[name]).name
     recipe["class"] = recipe.pop("class_label")
-    if (Path(pipe.name_or_path) / "model_index.json").is_file():  # not so where it was built in memory
+    if pipe.name_or_path:  # None where it was built in memory
         recipe["weights_sha256"] = weights_sha256(Path(pipe.name_or_path))
     return Result(
         frames[:wanted],
