@@ -137,13 +137,13 @@ def run_generate(args: argparse.Namespace) -> None:
 
 
 def run_render(args: argparse.Namespace) -> None:
-    from avdit.data.scenes import CLASSES, render_clip
+    from avdit.data.scenes import ALL_CLASSES, render_clip
     from avdit.geometry import ClipGeometry
     from avdit.media import write_clip
 
-    names = list(CLASSES) if args.class_label == "all" else [args.class_label]
-    if args.class_label not in ("all", *CLASSES):
-        raise ValueError(f"unknown class {args.class_label!r}: choose all or one of {', '.join(CLASSES)}")
+    names = list(ALL_CLASSES) if args.class_label == "all" else [args.class_label]
+    if args.class_label not in ("all", *ALL_CLASSES):
+        raise ValueError(f"unknown class {args.class_label!r}: choose all or one of {', '.join(ALL_CLASSES)}")
     if args.clips < 1:
         raise ValueError(f"--clips {args.clips} must be 1 or more")
     if args.seed < 0:

@@ -61,7 +61,7 @@ def _last_line(error: ffmpeg.Error) -> str:
 
 
 def _write_pcm(path: Path, audio: np.ndarray, sampling_rate: int) -> None:
-    with wave.open(str(path), "wb") as file:
+    with path.open("wb") as raw, wave.open(raw, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(sampling_rate)

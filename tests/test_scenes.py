@@ -4,7 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avdit.data.scenes import CLASSES, HELD_OUT, Clip, clip_seed, render, render_clip
+from avdit.data.scenes import ALL_CLASSES, CLASSES, GENRES, HELD_OUT, Clip, Dice, clip_seed, render, render_clip
+from avdit.data.scenes.dance import STYLES
+from avdit.data.scenes.music import GROOVES, play
 from avdit.geometry import ClipGeometry
 
 GEOMETRY = ClipGeometry()
@@ -15,7 +17,7 @@ TOLERANCE = 1 / GEOMETRY.fps + 0.02  # seconds: a frame and the measure's own wi
 @pytest.fixture(scope="module")
 def clips() -> dict[tuple[str, int], Clip]:
     """Each class under each of :data:`SEEDS`."""
-    return {(label, seed): render_clip(label, seed) for label in CLASSES for seed in SEEDS}
+    return {(label, seed): render_clip(label, seed) for label in ALL_CLASSES for seed in SEEDS}
 
 
 def sound_onset(clip: Clip, geometry: ClipGeometry, share: float = 0.4) -> float:
@@ -39,7 +41,7 @@ def picture_onset(clip: Clip, geometry: ClipGeometry, block: int = 16, share: fl
     return ((change >= share * change.max()).nonzero()[0].item() + 1) / geometry.fps
 
 
-@pytest.mark.parametrize("label", CLASSES)
+@pytest.mark.parametrize("label", ALL_CLASSES)
 def test_a_seed_is_a_clip(label: str, clips: dict[tuple[str, int], Clip]) -> None:
     first, again = clips[label, SEEDS[0]], render_clip(label, SEEDS[0])
     assert torch.equal(first.frames, again.frames)
@@ -50,7 +52,7 @@ def test_a_seed_is_a_clip(label: str, clips: dict[tuple[str, int], Clip]) -> Non
     assert not torch.equal(first.audio, other.audio)
 
 
-@pytest.mark.parametrize("label", CLASSES)
+@pytest.mark.parametrize("label", ALL_CLASSES)
 def test_frames_and_audio_are_in_range(label: str, clips: dict[tuple[str, int], Clip]) -> None:
     for seed in SEEDS:
         clip = clips[label, seed]
@@ -63,7 +65,7 @@ def test_frames_and_audio_are_in_range(label: str, clips: dict[tuple[str, int], 
         assert (clip.frames[1:] - clip.frames[:-1]).abs().mean() > 1e-4, "a still picture"
 
 
-@pytest.mark.parametrize("label", CLASSES)
+@pytest.mark.parametrize("label", ALL_CLASSES)
 def test_events_lie_within_the_clip(label: str, clips: dict[tuple[str, int], Clip]) -> None:
     for seed in SEEDS:
         assert all(0 <= event.time <= GEOMETRY.frames / GEOMETRY.fps for event in clips[label, seed].events)
@@ -95,6 +97,35 @@ def test_crackles_are_heard_when_their_sparks_fly(seed: int, clips: dict[tuple[s
     assert min(abs(loudest - event.time) for event in clip.events if event.kind == "crackle") < 0.05
 
 
+@pytest.mark.parametrize("genre", [genre for genre in GENRES if STYLES[genre].sharpness > 0.3])
+def test_dancers_reach_a_pose_on_the_beat(genre: str) -> None:
+    """Around a beat's frame the figure moves less than on the way to it."""
+    still, moving = [], []
+    for seed in range(4):
+        clip = render_clip(genre, seed)
+        change = (clip.frames[1:] - clip.frames[:-1]).abs().mean((1, 2, 3))
+        for event in clip.events:
+            frame = event.time * GEOMETRY.fps
+            if 2 <= frame < GEOMETRY.frames - 2:
+                still.append(change[round(frame)].item())  # from the pose on
+                moving.append(change[round(frame) - 1].item())  # into it
+    assert len(still) > 4 and sum(moving) > sum(still)
+
+
+@pytest.mark.parametrize("genre", GENRES)
+def test_the_music_keeps_its_beat(genre: str) -> None:
+    """The sound rises on the eighths of the genre's tempo more than between them."""
+    audio, beats, beat = play(Dice(5), GEOMETRY, genre)
+    assert 60 / GROOVES[genre].tempo[1] <= beat <= 60 / GROOVES[genre].tempo[0]
+    window = GEOMETRY.sampling_rate // 100
+    spectrum = torch.stft(audio, 4 * window, window, window=torch.hann_window(4 * window), return_complex=True)
+    level = torch.log1p(100 * spectrum.abs())
+    rise = (level[:, 1:] - level[:, :-1]).clamp(min=0).sum(0)
+    eighths = ((torch.arange(len(rise)) + 1) / 100 - beats[0]) / beat * 2
+    near = (eighths - eighths.round()).abs() * beat / 2 < 0.03
+    assert rise[near].sum() / rise.sum() > 1.5 * near.float().mean()
+
+
 def test_batches_hold_the_same_clips(clips: dict[tuple[str, int], Clip]) -> None:
     frames, audio, events = render(["explosion", 1], [SEEDS[0], SEEDS[1]], return_events=True)
     for i, key in enumerate([("explosion", SEEDS[0]), (CLASSES[1], SEEDS[1])]):
@@ -103,7 +134,7 @@ def test_batches_hold_the_same_clips(clips: dict[tuple[str, int], Clip]) -> None
         assert events[i] == clips[key].events
 
 
-@pytest.mark.parametrize("label", ["bagpipes", -1, len(CLASSES)])
+@pytest.mark.parametrize("label", ["bagpipes", -1, len(ALL_CLASSES)])
 def test_an_unknown_class_is_an_error(label: str | int) -> None:
     with pytest.raises(ValueError, match="unknown class"):
         render_clip(label, 0)
@@ -115,9 +146,9 @@ def test_a_negative_seed_is_an_error() -> None:
 
 
 def test_held_out_clips_are_never_trained_on() -> None:
-    labels = range(len(CLASSES))
+    labels = range(len(ALL_CLASSES))
     last_trained = max(clip_seed(label, HELD_OUT - 1) for label in labels)
     first_held_out = min(clip_seed(label, HELD_OUT) for label in labels)
     assert last_trained < first_held_out
     streams = {clip_seed(label, seed) for label in labels for seed in range(50)}
-    assert len(streams) == 50 * len(CLASSES)
+    assert len(streams) == 50 * len(ALL_CLASSES)

@@ -1,15 +1,16 @@
 """Procedural clips with known truth: one event timeline, drawn from a seed, drives picture and sound."""
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from avdit.data.scenes import fire, sky, water
+from avdit.data.scenes import dance, fire, sky, water
 from avdit.data.scenes.base import Clip, Dice, Event, Renderer
 from avdit.geometry import ClipGeometry
 
-RENDERERS: dict[str, Renderer] = {
+LANDSCAPE: dict[str, Renderer] = {
     "explosion": fire.explosion,
     "fire crackling": fire.fire_crackling,
     "raining": sky.raining,
@@ -20,15 +21,29 @@ RENDERERS: dict[str, Renderer] = {
     "waterfall burbling": water.waterfall_burbling,
     "wind noise": sky.wind_noise,
 }
-CLASSES = tuple(RENDERERS)
+RENDERERS: dict[str, Renderer] = LANDSCAPE | {genre: partial(dance.dance, genre=genre) for genre in dance.GENRES}
+CLASSES = tuple(LANDSCAPE)  # of the pack that is shipped
+GENRES = dance.GENRES
+ALL_CLASSES = tuple(RENDERERS)
 HELD_OUT = 1 << 40  # seeds from here on are never trained on
 
-__all__ = ["CLASSES", "HELD_OUT", "Clip", "Dice", "Event", "clip_seed", "render", "render_clip"]
+__all__ = [
+    "ALL_CLASSES",
+    "CLASSES",
+    "GENRES",
+    "HELD_OUT",
+    "Clip",
+    "Dice",
+    "Event",
+    "clip_seed",
+    "render",
+    "render_clip",
+]
 
 
 def clip_seed(label: int, seed: int) -> int:
     """The generator's seed for clip ``seed`` of class ``label``: classes never share a stream."""
-    return seed * len(CLASSES) + label
+    return seed * len(ALL_CLASSES) + label
 
 
 def render_clip(
@@ -37,7 +52,7 @@ def render_clip(
     """Render one clip of class ``label``.
 
     Args:
-        label: A name of :data:`CLASSES` or its index.
+        label: A name of :data:`ALL_CLASSES` or its index.
         seed: 0 or more; below :data:`HELD_OUT` for training.
         geometry: Frames, size and rates; that of ``avdit-xs`` by default.
         device: Where the pixels are computed. Draws are made on the CPU, so layouts agree everywhere.
@@ -45,13 +60,13 @@ def render_clip(
     Raises:
         ValueError: for a class that does not exist or a negative seed.
     """
-    if label not in RENDERERS and not (isinstance(label, int) and 0 <= label < len(CLASSES)):
-        raise ValueError(f"unknown class {label!r}: choose one of {', '.join(CLASSES)}")
+    if label not in RENDERERS and not (isinstance(label, int) and 0 <= label < len(ALL_CLASSES)):
+        raise ValueError(f"unknown class {label!r}: choose one of {', '.join(ALL_CLASSES)}")
     if seed < 0:
         raise ValueError(f"seed {seed} must be 0 or more")
-    index = label if isinstance(label, int) else CLASSES.index(label)
+    index = label if isinstance(label, int) else ALL_CLASSES.index(label)
     with torch.no_grad():
-        return RENDERERS[CLASSES[index]](Dice(clip_seed(index, seed), device), geometry or ClipGeometry())
+        return RENDERERS[ALL_CLASSES[index]](Dice(clip_seed(index, seed), device), geometry or ClipGeometry())
 
 
 def render(
