@@ -1,4 +1,4 @@
-"""``python -m avdit``: info, generate, render, train and convert-dit."""
+"""``python -m avdit``: info, generate, render, evaluate, train and convert-dit."""
 
 import argparse
 import importlib
@@ -55,6 +55,12 @@ def build_parser() -> Parser:
     sub.add_argument("--clips", type=int, default=1, help="clips of each class")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+    sub = command("evaluate", run_evaluate, "measure a checkpoint on held-out seeds")
+    model(sub)
+    sub.add_argument("--clips", type=int, default=4, help="clips of each class")
+    sub.add_argument("--part", choices=("all", "codecs", "sync"), default="all")
+    sub.add_argument("--steps", type=int, default=12)
 
     sub = command("train", run_train, "train the codecs, the backbone or the adapters", json_output=False)
     sub.add_argument("stage", choices=STAGES)
@@ -159,6 +165,13 @@ def run_render(args: argparse.Namespace) -> None:
             write_clip(path, made.frames.numpy(), made.audio.numpy(), metadata={"class": name, "seed": seed}, **rates)
             written.append(str(path))
     report(args, {"out": str(args.out), "clips": len(written), "files": written})
+
+
+def run_evaluate(args: argparse.Namespace) -> None:
+    from avdit.evaluation.report import PARTS, evaluate
+
+    parts = PARTS if args.part == "all" else (args.part,)
+    report(args, evaluate(load_pipeline(args.checkpoint, args.device), args.clips, parts, args.steps))
 
 
 def run_train(args: argparse.Namespace) -> None:
