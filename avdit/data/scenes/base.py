@@ -106,6 +106,36 @@ def mix(a: Tensor, b: Tensor, amount: Tensor) -> Tensor:
     return a * (1 - amount) + b * amount
 
 
+def stamp(
+    canvas: Tensor, frame: Tensor, cx: Tensor, cy: Tensor, reach: int, shape: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Draw n small shapes into ``canvas`` (F, H, W) in place, all at once; where they meet the brightest wins.
+
+    Args:
+        frame: Frame of each shape, (n,).
+        cx, cy: Its middle in pixels, (n,).
+        reach: Pixels from the middle to the edge of what is drawn.
+        shape: Brightness (n, p, p) at the distances (n, 1, p) and (n, p, 1) in pixels from the middle.
+    """
+    _, height, width = canvas.shape
+    offsets = torch.arange(-reach, reach + 1, device=canvas.device)
+    columns = cx.floor().long().view(-1, 1, 1) + offsets
+    rows = cy.floor().long().view(-1, 1, 1) + offsets.unsqueeze(1)
+    values = shape(columns + 0.5 - cx.view(-1, 1, 1), rows + 0.5 - cy.view(-1, 1, 1))
+    inside = (columns >= 0) & (columns < width) & (rows >= 0) & (rows < height)
+    cell = (frame.view(-1, 1, 1) * height + rows) * width + columns
+    canvas.view(-1).scatter_reduce_(0, cell[inside], values[inside], "amax")
+
+
+def discs(canvas: Tensor, frame: Tensor, cx: Tensor, cy: Tensor, radius: Tensor) -> None:
+    """Draw soft white discs into ``canvas`` (F, H, W); places and radii (n,) as shares of the picture's width."""
+    if len(frame):
+        r = (radius * canvas.shape[2]).view(-1, 1, 1)
+        size = (cx * canvas.shape[2], cy * canvas.shape[1])
+        reach = math.ceil(r.max().item()) + 1
+        stamp(canvas, frame, *size, reach, lambda dx, dy: (r - (dx.square() + dy.square()).sqrt() + 0.5).clamp(0, 1))
+
+
 def filtered_noise(dice: Dice, geometry: ClipGeometry, response: Callable[[Tensor], Tensor]) -> Tensor:
     """White noise (samples,) of unit RMS after ``response``, a gain for each frequency in Hz."""
     spectrum = torch.fft.rfft(dice.randn(geometry.samples))

@@ -319,11 +319,21 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
     side = dice.choice([-1.0, 1.0])  # from where the light comes
     light = 0.8 + (0.25 * pulse if place == "club" else 0.1 * pulse).view(-1, 1, 1)
 
+    def window(a: str, b: str, reach: float) -> tuple[slice, slice]:
+        """Rows and columns of ``view`` that the limb passes in any frame."""
+        ends = torch.cat([at[a], at[b]])
+        low = ((ends.amin(0) - reach) * geometry.height).long() - 1
+        high = ((ends.amax(0) + reach) * geometry.height).long() + 2
+        start = torch.tensor([c0, r0], device=low.device)
+        (left, top), (right, bottom) = (low - start).clamp(min=0).tolist(), (high - start).clamp(min=0).tolist()
+        return slice(top, bottom), slice(left, right)
+
     def draw(a: str, b: str, ra: float, rb: float, tint: Tensor) -> None:
-        distance, across = capsule(x, y, at[a], at[b], ra * size, rb * size)
+        part = window(a, b, max(ra, rb) * size)
+        distance, across = capsule(x[part], y[part], at[a], at[b], ra * size, rb * size)
         cover = (0.5 - distance * geometry.height).clamp(0, 1).unsqueeze(-1)
         shade = (light * (0.82 + 0.3 * side * across - 0.12 * across * across)).unsqueeze(-1)
-        view.lerp_(shade * tint, cover)
+        view[:, part[0], part[1]].lerp_(shade * tint, cover)
 
     wide = 0.75 + 0.25 * style.loose
     order = ("left", "right") if side > 0 else ("right", "left")

@@ -21,6 +21,7 @@ from avdit.data.scenes.base import (
     mix,
     pixel_grid,
     sample_times,
+    stamp,
 )
 from avdit.geometry import ClipGeometry
 
@@ -188,38 +189,48 @@ def wind_noise(dice: Dice, geometry: ClipGeometry) -> Clip:
     way = dice.choice([-1, 1])
     horizon = dice.uniform(0.58, 0.72)
     picture = sky
-    # Each row of blades is one strip of noise, sheared more towards its tips.
+
+    def window(low: float, high: float, size: int) -> slice:
+        return slice(max(int(low * size) - 1, 0), min(int(high * size) + 2, size))
+
+    # Each row of blades is one strip of noise, sheared more towards its tips. All is drawn where it can be seen only.
     for layer in range(5):
         base = horizon + (1.08 - horizon) * (layer + 1) / 5
         tall = 0.07 + 0.05 * layer
         strip = F.interpolate(dice.rand(1, 1, 26 + 14 * (5 - layer)), width, mode="linear", align_corners=True)[0, 0]
-        up = ((base - y) / tall).clamp(0, 1)
-        wave = 0.25 * torch.sin(9 * x + 7 * times.view(-1, 1, 1) * way + layer)
+        part = window(base - tall, base + 0.12, height)
+        px, py = x[part], y[part]
+        up = ((base - py) / tall).clamp(0, 1)
+        wave = 0.25 * torch.sin(9 * px + 7 * times.view(-1, 1, 1) * way + layer)
         lean = way * (0.02 + 0.1 * force.view(-1, 1, 1) * (1 + wave)) * up.square()
-        at = (((x - lean) % 1) * (width - 1)).long()
-        blades = ((strip[at] * 1.1 - up) * 6).clamp(0, 1) * (y < base + 0.02) * (up < 0.999)
-        blades = torch.maximum(blades, ((y > base - 0.01) & (y < base + 0.12)).float())
-        shade = grass * (0.55 + 0.13 * layer) * (0.75 + 0.5 * strip[at].unsqueeze(-1))
-        picture = mix(picture, shade, blades)
+        tips = strip[(((px - lean) % 1) * (width - 1)).long()]
+        blades = ((tips * 1.1 - up) * 6).clamp(0, 1) * (py < base + 0.02) * (up < 0.999)
+        blades = torch.maximum(blades, ((py > base - 0.01) & (py < base + 0.12)).float())
+        shade = grass * (0.55 + 0.13 * layer) * (0.75 + 0.5 * tips.unsqueeze(-1))
+        picture[:, part] = mix(picture[:, part], shade, blades)
     if dice.uniform() < 0.75:
         trunk, crown = dice.uniform(0.15, 0.85), dice.uniform(0.1, 0.16)
-        up = ((horizon + 0.05 - y) / 0.42).clamp(0, 1)
-        sway = way * 0.09 * force.view(-1, 1, 1) * up.square()
-        away = ((x - trunk - sway) / crown).square() + ((y - horizon + 0.3) / (crown * 0.9)).square()
         leaf = fractal_noise(dice, height, width, cells=14, octaves=3)
-        at = (((x - sway) % 1) * (width - 1)).long()
-        texture = leaf.gather(1, at.permute(1, 0, 2).reshape(height, -1)).view(height, frames, width).transpose(0, 1)
-        wood = ((x - trunk - sway).abs() < 0.014) & (y > horizon - 0.3) & (y < horizon + 0.06)
-        picture = mix(picture, colour((0.22, 0.15, 0.1), dice.device).expand_as(picture), wood.float())
+        rows = window(horizon - 0.3 - 1.4 * crown, horizon + 0.06, height)
+        columns = window(trunk - 1.5 * crown - 0.1, trunk + 1.5 * crown + 0.1, width)
+        px, py, part = x[rows, columns], y[rows, columns], picture[:, rows, columns]
+        sway = way * 0.09 * force.view(-1, 1, 1) * ((horizon + 0.05 - py) / 0.42).clamp(0, 1).square()
+        away = ((px - trunk - sway) / crown).square() + ((py - horizon + 0.3) / (crown * 0.9)).square()
+        at = (((px - sway) % 1) * (width - 1)).long()
+        texture = leaf[rows].expand(frames, -1, -1).gather(2, at)
+        wood = ((px - trunk - sway).abs() < 0.014) & (py > horizon - 0.3) & (py < horizon + 0.06)
+        part = mix(part, colour((0.22, 0.15, 0.1), dice.device).expand_as(part), wood.float())
         crown_mask = ((1.25 - away + (texture - 0.5) * 1.6) * 5).clamp(0, 1)
-        picture = mix(picture, grass * 0.75 * (0.5 + texture.unsqueeze(-1)), crown_mask)
+        picture[:, rows, columns] = mix(part, grass * 0.75 * (0.5 + texture.unsqueeze(-1)), crown_mask)
+    leaves = torch.zeros(frames, height, width, device=dice.device)
+    each = torch.arange(frames, device=dice.device)
     for _ in range(dice.integer(4, 10)):
         px, py, rate = dice.uniform(), dice.uniform(0.15, 0.8), dice.uniform(0.4, 0.9)
-        travel = torch.cumsum(force, 0) / geometry.fps * rate
-        cx = ((px + way * travel) % 1).view(-1, 1, 1)
-        cy = (py + 0.04 * torch.sin(6 * times + px * 9)).view(-1, 1, 1)
-        leaf_mask = torch.exp(-(((x - cx) / 0.014).square() + ((y - cy) / 0.008).square()) * 2)
-        picture = mix(picture, colour((0.5, 0.3, 0.1), dice.device).expand_as(picture), leaf_mask.clamp(0, 1))
+        cx = (px + way * torch.cumsum(force, 0) / geometry.fps * rate) % 1 * width
+        cy = (py + 0.04 * torch.sin(6 * times + px * 9)) * height
+        wide, tall = 0.014 * width, 0.008 * height
+        stamp(leaves, each, cx, cy, 8, lambda dx, dy, w=wide, h=tall: torch.exp(-2 * ((dx / w) ** 2 + (dy / h) ** 2)))
+    picture = mix(picture, colour((0.5, 0.3, 0.1), dice.device).expand_as(picture), leaves)
 
     heard = gust(sound_times).clamp(0, 1)
     low_band = filtered_noise(dice, geometry, band(90, 350)) * (0.05 + 0.2 * heard)

@@ -14,6 +14,7 @@ from avdit.data.scenes.base import (
     band,
     colour,
     decay,
+    discs,
     filtered_noise,
     fractal_noise,
     frame_times,
@@ -22,6 +23,7 @@ from avdit.data.scenes.base import (
     mix,
     pixel_grid,
     sample_times,
+    stamp,
     tone,
 )
 from avdit.geometry import ClipGeometry
@@ -78,11 +80,8 @@ def splashing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
         a = (times - shown + 0.06).unsqueeze(1)
         px, py = cx + dx * a, cy + torch.sin(angle) * reach * 0.3 * a - (lift * power * a - 2.4 * a * a) * depth
         alive = (a >= 0.05) & (py <= cy + 0.03)
-        for k in range(count):
-            frames_alive = alive[:, k].nonzero().flatten().tolist()
-            for f in frames_alive:
-                spot = size[k].item()
-                _stamp(drops[f], px[f, k].item(), py[f, k].item(), spot)
+        f, k = alive.nonzero(as_tuple=True)
+        discs(drops, f, px[f, k], py[f, k], size[k])
         column = torch.exp(-((x - cx) / (0.035 * depth * power)).square()) * ((cy - y) > 0)
         column = column * ((0.3 * depth * power * torch.exp(-((age - 0.1) / 0.12).square()) - (cy - y)) * 30).clamp(
             0, 1
@@ -105,20 +104,6 @@ def splashing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
     picture = mix(back.expand_as(water), water, ((y - shore) * height).clamp(0, 1).expand_as(surface))
     picture = mix(picture, torch.ones_like(pale).expand_as(picture) * 0.97, drops.clamp(0, 1))
     return Clip(picture.clamp(0, 1), limit(audio), events)
-
-
-def _stamp(canvas: Tensor, cx: float, cy: float, radius: float) -> None:
-    """Draw a soft white disc into ``canvas`` (H, W) in place; positions and radius as shares of the picture."""
-    height, width = canvas.shape
-    r = radius * width
-    left, right = max(int(cx * width - r - 2), 0), min(int(cx * width + r + 3), width)
-    top, low = max(int(cy * height - r - 2), 0), min(int(cy * height + r + 3), height)
-    if left >= right or top >= low:
-        return
-    dx = torch.arange(left, right) + 0.5 - cx * width
-    dy = (torch.arange(top, low) + 0.5 - cy * height).unsqueeze(1)
-    disc = (r - (dx.square() + dy.square()).sqrt() + 0.5).clamp(0, 1)
-    canvas[top:low, left:right] = torch.maximum(canvas[top:low, left:right], disc.to(canvas.device))
 
 
 def squishing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
@@ -159,13 +144,11 @@ def squishing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
     for moment in presses:
         shown = round(moment * geometry.fps) / geometry.fps
         events.append(Event(shown, "squish", cx, level))
-        for _ in range(22):
-            way, up, out = dice.choice([-1, 1]), dice.uniform(0.4, 0.95), dice.uniform(0.25, 0.75)
-            size = dice.uniform(0.006, 0.012)
-            for f, t in enumerate(times.tolist()):
-                a = t - shown + 0.05
-                if 0 < a < 0.45:
-                    _stamp(spray[f], cx + way * (sole + out * a), level + 0.06 - up * a + 2.2 * a * a, size)
+        way, up, out = dice.rand(22).round() * 2 - 1, 0.4 + 0.55 * dice.rand(22), 0.25 + 0.5 * dice.rand(22)
+        size, a = 0.006 + 0.006 * dice.rand(22), (times - shown + 0.05).unsqueeze(1)
+        px, py = cx + way * (sole + out * a), level + 0.06 - up * a + 2.2 * a * a
+        f, k = ((a > 0) & (a < 0.45)).expand_as(px).nonzero(as_tuple=True)
+        discs(spray, f, px[f, k], py[f, k], size[k])
         length = int(dice.uniform(0.2, 0.32) * rate)
         t = torch.linspace(0, 1, length)
         low, high = dice.uniform(250, 450), dice.uniform(900, 1600)
@@ -205,7 +188,7 @@ def underwater_bubbling(dice: Dice, geometry: ClipGeometry) -> Clip:
     floor = ((y - dice.uniform(0.86, 0.95)) * 14).clamp(0, 1)
     sand = colour((0.25, 0.4, 0.42), dice.device) * (0.5 + caustic.unsqueeze(-1))
     picture = mix(picture, sand.expand_as(picture), floor.expand(frames, -1, -1))
-    body, rim = torch.zeros(frames, height, width), torch.zeros(frames, height, width)
+    body, rim = (torch.zeros(frames, height, width, device=dice.device) for _ in range(2))
     audio = filtered_noise(dice, geometry, band(60, 320)) * 0.06
     sources = [dice.uniform(0.15, 0.85) for _ in range(dice.integer(1, 3))]
     events = []
@@ -214,38 +197,33 @@ def underwater_bubbling(dice: Dice, geometry: ClipGeometry) -> Clip:
         cx = dice.choice(sources) + dice.uniform(-0.14, 0.14)
         born, speed = dice.uniform(-1.8, geometry.seconds), 0.3 + 4 * radius + dice.uniform(0, 0.15)
         sway, pace, phase = dice.uniform(0.004, 0.02), dice.uniform(4, 9), dice.uniform(0, 6.28)
-        for f, t in enumerate(times.tolist()):
-            age = t - born
-            py = 0.95 - speed * age
-            if age < 0 or py < -radius:
-                continue
-            px = cx + sway * math.sin(pace * age + phase)
-            _stamp(body[f], px, py, radius)
-            _ring(rim[f], px, py, radius)
+        age = times - born
+        py = 0.95 - speed * age
+        f = ((age >= 0) & (py >= -radius)).nonzero().flatten()
+        at = f, (cx + sway * torch.sin(pace * age + phase))[f], py[f], torch.full((len(f),), radius, device=dice.device)
+        discs(body, *at)
+        rims(rim, *at)
         if born >= 0:
             sound = bubble_sound(dice, 0.0025 + radius * 0.16, 0.12 + radius * 9, rate)
             add_at(audio, sound, int(born * rate))
             events.append(Event(born, "bubble", cx, 0.95))
-    picture = picture + (body * 0.1).unsqueeze(-1).to(dice.device)
-    picture = mix(picture, colour((0.88, 1.0, 1.0), dice.device).expand_as(picture), rim.clamp(0, 1).to(dice.device))
+    picture = picture + (body * 0.1).unsqueeze(-1)
+    picture = mix(picture, colour((0.88, 1.0, 1.0), dice.device).expand_as(picture), rim.clamp(0, 1))
     return Clip(picture.clamp(0, 1), limit(audio), sorted(events, key=lambda e: e.time))
 
 
-def _ring(canvas: Tensor, cx: float, cy: float, radius: float) -> None:
-    """Draw a bubble's rim and highlight into ``canvas`` (H, W) in place."""
-    height, width = canvas.shape
-    r = radius * width
-    left, right = max(int(cx * width - r - 3), 0), min(int(cx * width + r + 4), width)
-    top, low = max(int(cy * height - r - 3), 0), min(int(cy * height + r + 4), height)
-    if left >= right or top >= low:
+def rims(canvas: Tensor, frame: Tensor, cx: Tensor, cy: Tensor, radius: Tensor) -> None:
+    """Draw bubbles' rims and highlights into ``canvas`` (F, H, W); as :func:`discs`."""
+    if not len(frame):
         return
-    dx = torch.arange(left, right) + 0.5 - cx * width
-    dy = (torch.arange(top, low) + 0.5 - cy * height).unsqueeze(1)
-    away = (dx.square() + dy.square()).sqrt()
-    rim = torch.exp(-((away - r) / 1.2).square()) * 0.8
-    spot = torch.exp(-((dx + 0.4 * r).square() + (dy + 0.4 * r).square()) / (0.22 * r + 0.6) ** 2)
-    part = canvas[top:low, left:right]
-    canvas[top:low, left:right] = torch.maximum(part, torch.maximum(rim, spot * 0.95))
+    r = (radius * canvas.shape[2]).view(-1, 1, 1)
+
+    def shape(dx: Tensor, dy: Tensor) -> Tensor:
+        rim = torch.exp(-(((dx.square() + dy.square()).sqrt() - r) / 1.2).square()) * 0.8
+        spot = torch.exp(-((dx + 0.4 * r).square() + (dy + 0.4 * r).square()) / (0.22 * r + 0.6) ** 2)
+        return torch.maximum(rim, spot * 0.95)
+
+    stamp(canvas, frame, cx * canvas.shape[2], cy * canvas.shape[1], math.ceil(r.max().item()) + 3, shape)
 
 
 def waterfall_burbling(dice: Dice, geometry: ClipGeometry) -> Clip:
