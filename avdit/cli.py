@@ -1,4 +1,4 @@
-"""``python -m avdit``: info, generate, render, evaluate, bench, train and convert-dit."""
+"""``python -m avdit``: info, generate, render, evaluate, bench, train, convert-dit and assemble-xl."""
 
 import argparse
 import importlib
@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from avdit.data.scenes import CLASSES, GENRES
 from avdit.generate import DEFAULT_CHECKPOINT, Request, generate, load_pipeline, weights_sha256
 from avdit.media import ensure_ffmpeg
+from avdit.models.avdit import AVDiT
 
 STAGES = ("codecs", "backbone", "adapters")
 
@@ -68,14 +70,27 @@ def build_parser() -> Parser:
     sub.add_argument("--steps", type=int, default=12)
 
     sub = command("train", run_train, "train the codecs, the backbone or the adapters", json_output=False)
+    sub.add_argument("--dry-run", action="store_true", help="time one step, count the memory, write nothing")
+    sub.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object on stdout")
     sub.add_argument("stage", choices=STAGES)
     sub.add_argument("--config", type=Path, help="JSON file with settings that differ from the stage's defaults")
     sub.add_argument("--out", type=Path, help="folder of state, log and result; runs/STAGE by default")
     sub.add_argument("--resume", action="store_true", help="go on from the last save in --out")
 
     sub = command("convert-dit", run_convert, "convert DiT weights of another layout", json_output=False)
-    sub.add_argument("source", type=Path, help="diffusers folder, .safetensors or the original .pt")
+    sub.add_argument("source", type=Path, help="hub name, diffusers folder, .safetensors or the original .pt")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--accept-licences", action="store_true", help="download what is not here yet")
+
+    sub = command("assemble-xl", run_assemble, "put published DiT-XL/2, SD and AudioLDM weights into one pipeline")
+    for name in ("dit", "vae", "audio-vae", "vocoder"):
+        sub.add_argument(f"--{name}", metavar="SOURCE", help="hub name, folder or, for the DiT, file")
+    sub.add_argument("--classes", default="landscape", help="landscape, dance, or names with commas between")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR")
+    sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    for name in ("temporal-width", "lora-rank", "interaction-rank", "interaction-every"):
+        sub.add_argument(f"--{name}", type=int, metavar="N", help="size of the adapters")
+    sub.add_argument("--accept-licences", action="store_true", help="download what is not here yet")
     return parser
 
 
@@ -85,28 +100,38 @@ def report(args: argparse.Namespace, values: dict[str, Any]) -> None:
         print(json.dumps(values))
         return
     for name, value in values.items():
-        if isinstance(value, dict):
+        if name == "components":
+            width = max(map(len, value))
+            value = "".join(f"\n  {part:{width}} {count:>13,}" for part, count in value.items())
+        elif isinstance(value, dict):
             value = ", ".join(f"{k} {v:,}" if isinstance(v, int) else f"{k} {v}" for k, v in value.items())
         elif isinstance(value, list):
             value = ", ".join(map(str, value))
         print(f"{name:16} {value}")
 
 
+def parameters(model: AVDiT) -> dict[str, Any]:
+    """Parameters of the joint model, in all and by component."""
+    table = model.parameter_table()
+    total, tunable = sum(table.values()), sum(table.values()) - table["backbone"]
+    counted = {"total": total, "tunable": tunable, "tunable_share": round(tunable / total, 4)}
+    return {"parameters": counted, "components": table}
+
+
 def run_info(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args.checkpoint, args.device)
-    table = pipe.transformer.parameter_table()
-    total = sum(table.values())
-    tunable = total - table["backbone"]
+    counted = parameters(pipe.transformer)
     codecs = {name: getattr(pipe, name) for name in ("video_codec", "audio_codec")}
     components = {name: sum(p.numel() for p in module.parameters()) for name, module in codecs.items()}
+    pack = {CLASSES: "landscape", GENRES: "dance"}.get(tuple(pipe.classes), "own")
     report(
         args,
         {
             "name": args.checkpoint.resolve().name,
             "classes": list(pipe.classes),
-            "packs": ["landscape"],
-            "parameters": {"total": total, "tunable": tunable, "tunable_share": round(tunable / total, 4)},
-            "components": {**table, **components},
+            "packs": [pack],
+            "parameters": counted["parameters"],
+            "components": {**counted["components"], **components},
             "geometry": pipe.geometry.as_dict(),
             "weights_sha256": weights_sha256(args.checkpoint),
         },
@@ -197,13 +222,35 @@ def run_train(args: argparse.Namespace) -> None:
         if not isinstance(config, dict):
             raise ValueError(f"--config {args.config} must hold one JSON object with the settings")
     stage = importlib.import_module(f"avdit.training.{args.stage}")
-    stage.run(config, args.out or Path("runs") / args.stage, args.resume)
+    cost = stage.run(config, args.out or Path("runs") / args.stage, args.resume, args.dry_run)
+    if args.dry_run:
+        note = "parameters and memory by kind are counted; time and peak are measured over one step"
+        report(args, {"stage": args.stage, "how": note, **cost})
 
 
 def run_convert(args: argparse.Namespace) -> None:
     from avdit.models.convert import load_dit
 
-    load_dit(args.source).save_pretrained(args.out)
+    load_dit(args.source, accept_licences=args.accept_licences).save_pretrained(args.out)
+
+
+def run_assemble(args: argparse.Namespace) -> None:
+    import torch
+
+    from avdit.xl import SOURCES, XL_ADAPTERS, assemble, class_names
+
+    def given(names: Any) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(args, name)) is not None}
+
+    model = assemble(
+        args.out,
+        given(SOURCES),
+        class_names(args.classes),
+        args.accept_licences,
+        getattr(torch, args.dtype),
+        given(XL_ADAPTERS),
+    )
+    report(args, {"out": str(args.out), **parameters(model)})
 
 
 def main(argv: list[str] | None = None) -> int:

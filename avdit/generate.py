@@ -1,10 +1,11 @@
 """The one generation function, behind the page, the API and the command line."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from avdit import media
 from avdit.pipeline import SAMPLERS, AVDiTPipeline
-from avdit.streaming import OVERLAP, windows
+from avdit.streaming import OVERLAP, CleanEstimate, Window, windows
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "avdit-xs"
 MAX_SEED = 2**63 - 1
@@ -28,7 +29,10 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks for; ``video``, ``audio`` and ``image`` are paths of files that are given."""
+    """What a user asks for; ``video``, ``audio`` and ``image`` are paths of files that are given.
+
+    Of a video or a sound, as much is used as a clip is long, from ``start`` seconds on.
+    """
 
     class_label: str
     seed: int = 0
@@ -40,6 +44,7 @@ class Request:
     video: str | None = None
     audio: str | None = None
     image: str | None = None
+    start: float | None = None
 
     def validate(self, classes: list[str]) -> None:
         """Raise ``ValueError`` with one sentence that names the value and what would be right."""
@@ -51,6 +56,8 @@ class Request:
         if self.audio_guidance is not None:
             between(self.audio_guidance, "audio guidance", 1, 10)
         between(self.seconds, "seconds", 0.1, 60)
+        if self.start is not None:
+            between(self.start, "start", 0, 86400)
         if self.sampler not in SAMPLERS:
             raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
         if sum(part is not None for part in (self.video, self.audio, self.image)) > 1:
@@ -141,21 +148,98 @@ def load_pipeline(checkpoint: Path = DEFAULT_CHECKPOINT, device: str = "cpu") ->
 
 def conditions(pipe: AVDiTPipeline, request: Request) -> dict[str, np.ndarray]:
     """The files that are given, read at the model's size and rates."""
-    clip = pipe.geometry
+    clip, start = pipe.geometry, request.start or 0.0
     size = {"height": clip.height, "width": clip.width}
     if request.image is not None:
         return {"image": media.read_image(request.image, **size)}
     if request.video is not None:
-        frames = media.read_video(request.video, fps=clip.fps, max_frames=clip.frames, **size)
+        frames = media.read_video(request.video, fps=clip.fps, max_frames=clip.frames, start=start, **size)
         if len(frames) < clip.frames:
-            raise ValueError(f"{request.video} is too short: {clip.seconds} s of picture are needed")
+            raise ValueError(f"{request.video} is too short: {clip.seconds} s of picture are needed{_after(start)}")
         return {"video": frames}
     if request.audio is not None:
-        sound = media.read_audio(request.audio, sampling_rate=clip.sampling_rate, max_samples=clip.samples)
+        sound = media.read_audio(request.audio, sampling_rate=clip.sampling_rate, max_samples=clip.samples, start=start)
         if len(sound) < clip.samples:
             sound = np.pad(sound, (0, clip.samples - len(sound)))
         return {"audio": sound}
     return {}
+
+
+def _after(start: float) -> str:
+    return f" after {start:g} s" if start else ""
+
+
+def settings_of(request: Request) -> dict[str, Any]:
+    """The pipeline's arguments for one window of ``request``."""
+    return {
+        "class_labels": request.class_label,
+        "num_inference_steps": request.steps,
+        "guidance_scale": float(request.guidance),
+        "audio_guidance_scale": request.audio_guidance,
+        "sampler": request.sampler,
+    }
+
+
+def stream(
+    pipe: AVDiTPipeline,
+    request: Request,
+    count: int | None = None,
+    on_step: OnStep | None = None,
+    should_stop: Callable[[], bool] | None = None,
+    live: Callable[[], Request] | None = None,
+    turn: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> Iterator[Window]:
+    """Make ``count`` windows, or endless ones; everything that is generated is generated here.
+
+    Args:
+        on_step: Called with the steps done, the steps of all windows (of this one where they are endless), and an
+            estimate (1, F, C, h, w) of the picture's finished latents.
+        should_stop: Asked after every step.
+        live: Asked before each window for the request whose class, steps, guidance and sampler hold for it.
+        turn: Entered for the work of each window, so that several requests share one model.
+
+    Raises:
+        ValueError: for a request or a file that cannot be used.
+        Stopped: where ``should_stop`` said so.
+    """
+    request.validate(pipe.classes)
+    given = conditions(pipe, request)
+    done = 0
+
+    def settings() -> dict[str, Any]:
+        nonlocal done
+        now = live() if live is not None else request
+        estimate = CleanEstimate()
+        done = 0 if count is None else done
+        total = now.steps * (count or 1)
+
+        def step_end(_pipe, index: int, _timestep: int, tensors: dict) -> dict:
+            nonlocal done
+            done += 1
+            if on_step is not None:
+                on_step(done, total, estimate.update(pipe, index, tensors["video_latents"]))
+            if should_stop is not None and should_stop():
+                raise Stopped
+            return {}
+
+        return settings_of(now) | {"callback_on_step_end": step_end}
+
+    generator = torch.Generator().manual_seed(request.seed)
+    for frames, audio in windows(pipe, settings, generator, count, given, turn):
+        # A given video or sound (of one window) stays as it is; the model has only seen what its codec keeps of it.
+        yield (given.get("video", frames), given.get("audio", audio)) if count == 1 else (frames, audio)
+
+
+def recipe_of(pipe: AVDiTPipeline, request: Request) -> dict[str, Any]:
+    """What makes the clip again, as JSON knows it; files by their names."""
+    recipe = {k: v for k, v in asdict(request).items() if v is not None}
+    for name in ("video", "audio", "image"):
+        if name in recipe:
+            recipe[name] = Path(recipe[name]).name
+    recipe["class"] = recipe.pop("class_label")
+    if pipe.name_or_path:  # None where it was built in memory
+        recipe["weights_sha256"] = weights_sha256(Path(pipe.name_or_path))
+    return recipe
 
 
 def generate(
@@ -163,12 +247,9 @@ def generate(
     request: Request,
     on_step: OnStep | None = None,
     should_stop: Callable[[], bool] | None = None,
+    turn: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
 ) -> Result:
-    """Make the clip that ``request`` describes.
-
-    Args:
-        on_step: Called with the step, the number of steps in all windows, and the latents of the picture.
-        should_stop: Asked after every step.
+    """Make the clip that ``request`` describes; the arguments are those of :func:`stream`.
 
     Raises:
         ValueError: for a request or a file that cannot be used.
@@ -177,48 +258,16 @@ def generate(
     request.validate(pipe.classes)
     start = time.monotonic()
     clip = pipe.geometry
-    given = conditions(pipe, request)
     wanted = clip.frames_of(request.seconds)
-    if given and wanted > clip.frames:
+    if (request.video or request.audio) and wanted > clip.frames:
         raise ValueError(f"seconds {request.seconds} must be at most {clip.seconds} where a file is given")
-    pipe.set_sampler(request.sampler)
     count = 1 + max(0, -(-(wanted - clip.frames) // (clip.frames - OVERLAP)))
-    done = 0
-
-    def step_end(_pipe, _index: int, _timestep: int, tensors: dict) -> dict:
-        nonlocal done
-        done += 1
-        if on_step is not None:
-            on_step(done, count * request.steps, tensors["video_latents"])
-        if should_stop is not None and should_stop():
-            raise Stopped
-        return {}
-
-    settings = {
-        "num_inference_steps": request.steps,
-        "guidance_scale": float(request.guidance),
-        "audio_guidance_scale": request.audio_guidance,
-        "callback_on_step_end": step_end,
-    }
-    generator = torch.Generator().manual_seed(request.seed)
-    if count == 1:
-        out = pipe(request.class_label, generator=generator, **given, **settings)
-        frames, audio = out.frames[0], out.audio[0]
-    else:
-        parts = list(windows(pipe, lambda: request.class_label, generator, count, **settings))
-        frames, audio = np.concatenate([f for f, _ in parts]), np.concatenate([a for _, a in parts])
-    recipe = {k: v for k, v in asdict(request).items() if v is not None}
-    for name in ("video", "audio", "image"):
-        if name in recipe:
-            recipe[name] = Path(recipe[name]).name
-    recipe["class"] = recipe.pop("class_label")
-    if pipe.name_or_path:  # None where it was built in memory
-        recipe["weights_sha256"] = weights_sha256(Path(pipe.name_or_path))
+    parts = list(stream(pipe, request, count, on_step, should_stop, turn=turn))
     return Result(
-        frames[:wanted],
-        audio[: clip.samples_of(wanted)],
+        np.concatenate([frames for frames, _ in parts])[:wanted],
+        np.concatenate([audio for _, audio in parts])[: clip.samples_of(wanted)],
         clip.fps,
         clip.sampling_rate,
-        recipe,
+        recipe_of(pipe, request),
         time.monotonic() - start,
     )

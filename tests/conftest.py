@@ -1,12 +1,21 @@
+import functools
+import os
+import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from demo_helpers import CHROMIUM, FLAGS, open_page, served
+from gradio_client import Client
+from PIL import Image
+from playwright.sync_api import sync_playwright
 
 from avdit.data.scenes import CLASSES
 from avdit.generate import DEFAULT_CHECKPOINT, load_pipeline
 from avdit.geometry import ClipGeometry
+from avdit.media import ensure_ffmpeg
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.avdit import AVDiT
 from avdit.models.dit import DiT
@@ -53,3 +62,55 @@ def shipped_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def shipped_pipeline(shipped_checkpoint) -> AVDiTPipeline:
     return load_pipeline(shipped_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def address(shipped_checkpoint, tiny_checkpoint, tmp_path_factory):
+    """Where ``app.py`` serves the shipped model, or a random one where a checkout has no weights."""
+    folder = shipped_checkpoint if (shipped_checkpoint / "model_index.json").exists() else tiny_checkpoint
+    with served(folder, tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        if os.environ.get("AVDIT_REQUIRE_BROWSER") == "1":
+            pytest.fail("chromium is not installed, and AVDIT_REQUIRE_BROWSER=1 asks for it")
+        pytest.skip("chromium is not installed: apt-get install chromium")
+    with sync_playwright() as playwright:
+        instance = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield instance
+        instance.close()
+
+
+@pytest.fixture
+def page(address, browser):
+    """The open page; fails where it asks anything of another server."""
+    asked = []
+    page = open_page(browser, address, on_request=lambda request: asked.append(request.url))
+    yield page
+    page.close()
+    assert not [url for url in asked if not url.startswith((address, "data:", "blob:"))]
+
+
+@pytest.fixture(scope="module")
+def client(address):
+    return Client(address, verbose=False)
+
+
+@pytest.fixture(scope="session")
+def media_files(tmp_path_factory) -> SimpleNamespace:
+    """Uploads unlike the model's own: other sizes, rates and codecs. ``video`` is silent; ``text`` is no media."""
+    ensure_ffmpeg()
+    folder = tmp_path_factory.mktemp("uploads")
+    files = SimpleNamespace(
+        video=folder / "tall.webm", sound=folder / "stereo.flac", picture=folder / "wide.png", text=folder / "notes.mp4"
+    )
+    run = functools.partial(subprocess.run, check=True, capture_output=True)
+    test_picture = "testsrc=duration=4:size=180x320:rate=25"
+    run(["ffmpeg", "-f", "lavfi", "-i", test_picture, "-c:v", "libvpx", "-deadline", "realtime", files.video])
+    run(["ffmpeg", "-f", "lavfi", "-i", "sine=frequency=440:duration=3:sample_rate=44100", "-ac", "2", files.sound])
+    Image.linear_gradient("L").resize((640, 200)).convert("RGB").save(files.picture)
+    files.text.write_text("not a video")
+    return files

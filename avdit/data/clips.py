@@ -41,36 +41,42 @@ class ClipScan:
     ``skipped`` then lists ``(path, reason)`` for every file that gave no clip.
     """
 
-    def __init__(self, folder: str | Path, geometry: ClipGeometry, classes: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        geometry: ClipGeometry,
+        classes: Sequence[str] | None = None,
+        files: Sequence[Path] | None = None,
+    ) -> None:
         self.folder, self.geometry, self.classes = Path(folder), geometry, classes
-        if not self.folder.is_dir():
-            raise ValueError(f"{folder} is not a folder")
-        self.files = sorted(path for path in self.folder.rglob("*") if path.suffix.lower() == ".mp4")
-        if not self.files:
-            raise ValueError(f"{folder} holds no mp4 files")
+        self.files = mp4_files(self.folder) if files is None else list(files)
         self.skipped: list[tuple[Path, str]] = []
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        yield from self.clips()
+        report_skipped(self.skipped, len(self.files))
+
+    def clips(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """The same without a word on what was skipped."""
         self.skipped = []
         for path in self.files:
-            label = label_of(path)
-            if self.classes is not None and label not in self.classes:
-                self.skipped.append((path, f"{label!r} is none of the classes"))
-                continue
-            count = 0
-            try:
-                for frames, audio in self._cut(path):
-                    yield label, frames, audio
-                    count += 1
-            except MediaError as error:
-                self.skipped.append((path, str(error)))
-            else:
-                if not count:
-                    self.skipped.append((path, f"shorter than one clip of {self.geometry.seconds:g} s"))
-        if self.skipped:
-            told = "; ".join(f"{path.name}: {reason}" for path, reason in self.skipped[:5])
-            more = "; ..." if len(self.skipped) > 5 else ""
-            logger.warning("%d of %d files gave no clip (%s%s)", len(self.skipped), len(self.files), told, more)
+            yield from self._clips_of(path)
+
+    def _clips_of(self, path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        label = label_of(path)
+        if self.classes is not None and label not in self.classes:
+            self.skipped.append((path, f"{label!r} is none of the classes"))
+            return
+        count = 0
+        try:
+            for frames, audio in self._cut(path):
+                yield label, frames, audio
+                count += 1
+        except MediaError as error:
+            self.skipped.append((path, str(error)))
+        else:
+            if not count:
+                self.skipped.append((path, f"shorter than one clip of {self.geometry.seconds:g} s"))
 
     def _cut(self, path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The file's whole clips: as long as both the picture and the sound last."""
@@ -94,19 +100,47 @@ class ClipScan:
             yield frames, np.pad(audio, (0, geometry.samples - len(audio)))
 
 
+def mp4_files(folder: Path) -> list[Path]:
+    """Every mp4 under ``folder``, sorted.
+
+    Raises:
+        ValueError: where the folder does not exist or holds none.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder")
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".mp4")
+    if not files:
+        raise ValueError(f"{folder} holds no mp4 files")
+    return files
+
+
+def report_skipped(skipped: Sequence[tuple[Path, str]], count: int) -> None:
+    """Say once which of ``count`` files gave no clip, the first five with their reason."""
+    if skipped:
+        told = "; ".join(f"{path.name}: {reason}" for path, reason in skipped[:5])
+        more = "; ..." if len(skipped) > 5 else ""
+        logger.warning("%d of %d files gave no clip (%s%s)", len(skipped), count, told, more)
+
+
 def _start(path: Path, kind: str) -> float:
     """Seconds at which the file's first stream of a kind starts."""
     streams = (stream for stream in probe(path)["streams"] if stream["codec_type"] == kind)
     return float(next(streams, {}).get("start_time", 0))
 
 
-def scan_clips(folder: str | Path, geometry: ClipGeometry, classes: Sequence[str] | None = None) -> ClipScan:
+def scan_clips(
+    folder: str | Path,
+    geometry: ClipGeometry,
+    classes: Sequence[str] | None = None,
+    files: Sequence[Path] | None = None,
+) -> ClipScan:
     """Cut every mp4 under ``folder`` into clips of ``geometry``, resized and resampled.
 
     Args:
         folder: Searched with its subfolders.
         geometry: Length, size and rates of a clip.
         classes: Where given, files of other classes are skipped.
+        files: These alone, in place of every mp4 in the folder.
 
     Returns:
         An iterable of ``(label, frames, audio)`` with a list ``skipped``; see :class:`ClipScan`.
@@ -114,4 +148,4 @@ def scan_clips(folder: str | Path, geometry: ClipGeometry, classes: Sequence[str
     Raises:
         ValueError: where the folder does not exist or holds no mp4.
     """
-    return ClipScan(folder, geometry, classes)
+    return ClipScan(folder, geometry, classes, files)

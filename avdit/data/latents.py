@@ -25,12 +25,15 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     os.replace(part, path)
 
 
-def render_shards(out: Path, clips: int, first_seed: int = 0, geometry: ClipGeometry | None = None) -> None:
+def render_shards(
+    out: Path, clips: int, first_seed: int = 0, geometry: ClipGeometry | None = None, share: slice = slice(None)
+) -> None:
     """Render ``clips`` clips of every class into shards of ``frames`` (n, F, H, W, 3) uint8, ``audio``, ``label``.
 
-    Shards that are there already are kept, so that an interrupted run goes on where it stopped.
+    Shards that are there already are kept, so that an interrupted run goes on where it stopped. ``share`` picks the
+    shards that this process makes.
     """
-    starts = range(first_seed, first_seed + clips, SHARD)
+    starts = range(first_seed, first_seed + clips, SHARD)[share]
     for start in tqdm(starts, desc="rendering shards", mininterval=10):
         path = Path(out) / f"clips-{start:08d}.safetensors"
         if path.exists():
@@ -42,9 +45,10 @@ def render_shards(out: Path, clips: int, first_seed: int = 0, geometry: ClipGeom
         write_shard(path, {"frames": frames, "audio": audio, "label": torch.tensor([i for i, _ in rendered])})
 
 
-def encode_shards(source: Path, out: Path, video: VideoCodec, audio: AudioCodec) -> None:
+def encode_shards(source: Path, out: Path, video: VideoCodec, audio: AudioCodec, share: slice = slice(None)) -> None:
     """Encode every shard of ``source`` into ``video`` (n, F, C, h, w) and ``audio`` (n, C, T, f) float16 latents."""
-    for path in tqdm(sorted(Path(source).glob("clips-*.safetensors")), desc="encoding shards", mininterval=10):
+    paths = sorted(Path(source).glob("clips-*.safetensors"))[share]
+    for path in tqdm(paths, desc="encoding shards", mininterval=10):
         target = Path(out) / path.name
         if target.exists():
             continue
@@ -85,3 +89,24 @@ class Shards:
             else:
                 rows.append(view[i, int(part[k])])
         return torch.stack(rows)
+
+
+class RandomShards:
+    """Stands in for :class:`Shards` where only time and memory are measured: noise of the same shapes."""
+
+    def __init__(self, clip: ClipGeometry, classes: int, latents: bool = True) -> None:
+        self.classes = classes
+        self.shapes = {
+            "video": (clip.frames, *clip.video_latent_shape),
+            "audio": clip.audio_latent_shape if latents else (clip.samples,),
+            "frames": (clip.frames, clip.height, clip.width, 3),
+        }
+
+    def __len__(self) -> int:
+        return 1024
+
+    def get(self, key: str, items: Tensor, part: Tensor | None = None) -> Tensor:
+        if key == "label":
+            return items % self.classes
+        shape = (len(items), *self.shapes[key][0 if part is None else 1 :])
+        return torch.randint(256, shape, dtype=torch.uint8) if key == "frames" else torch.randn(shape)

@@ -1,27 +1,43 @@
-"""What stands between the page and the generation function: one model, one clip at a time, files that go away."""
+"""What stands between the page and the generation function: one model, fair turns, files that go away."""
 
+import contextlib
 import queue
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from avdit.generate import MAX_SEED, Request, Result, Stopped, generate, load_pipeline, whole
-from avdit.media import MediaError, write_wav
+import numpy as np
+import torch
+
+from avdit.demo.machine import on_gpu, usable_cores, use_bfloat16, zero_gpu
+from avdit.demo.turns import Turns
+from avdit.generate import MAX_SEED, Request, Result, Stopped, generate, load_pipeline, stream, whole
+from avdit.media import MediaError, write_clip, write_wav
 from avdit.pipeline import AVDiTPipeline
 
 KEPT_SECONDS = 3600  # how long a visitor's files stay
+KEPT_FOLDERS = 200  # and at most so many of them, the newest
+PREVIEWS = 4  # looks at the picture while a window is made
+PREVIEW_FRAMES = 4  # frames in each of them
+AHEAD_SECONDS = 8.0  # of a stream that are made before they are due
+LONGEST_CHUNK = 4  # windows that a slow machine puts into one chunk, so that it plays for a while
+STREAM_SECONDS = 1800.0  # after which a stream ends by itself: the browser's server keeps all of it in memory
 
 
 @dataclass
 class Progress:
-    """So many steps of the clip are done."""
+    """Steps done, 0 while others have their turn; at times some frames (N, H, W, 3) in [0, 1], not yet finished."""
 
     step: int
     steps: int
+    preview: np.ndarray | None = None
 
 
 @dataclass
@@ -33,15 +49,42 @@ class Finished:
     audio: Path
 
 
-class Service:
-    """Generates clips for any number of visitors with one model in memory."""
+@dataclass
+class Chunk:
+    """The next piece of a stream, and how the stream does."""
 
-    def __init__(self, checkpoint: Path, device: str = "cpu") -> None:
+    video: Path
+    class_label: str  # of its last window
+    steps: int  # of its last window
+    windows: int  # made so far
+    seconds: float  # of clip made so far
+    speed: float  # seconds of clip a second of work, over the last windows
+    first_picture_s: float  # from the click to the first window
+    ahead_s: float  # of clip that are made and not yet due, when played from the first picture on
+
+
+Report = Progress | Finished | Chunk
+
+
+class Service:
+    """Generates clips for any number of visitors with one model in memory.
+
+    Args:
+        bfloat16: Compute in bfloat16; None measures once whether this machine is faster so.
+    """
+
+    def __init__(self, checkpoint: Path, device: str = "cpu", bfloat16: bool | None = None) -> None:
         self.pipe: AVDiTPipeline = load_pipeline(checkpoint, device)
+        self.device = torch.device(device)
+        torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
+        self.bfloat16 = use_bfloat16(self.device) if bfloat16 is None else bfloat16
         self._outputs = tempfile.TemporaryDirectory(prefix="avdit-clips-", ignore_cleanup_errors=True)
         self.folder = Path(self._outputs.name)
-        self.lock = threading.Lock()
-        self.running: dict[str, threading.Event] = {}  # what stops the work of a visitor's session
+        self.turns = Turns()
+        self.running: dict[str, set[threading.Event]] = {}  # what stops the works of a visitor's session
+        self.live: dict[str, dict[str, Any]] = {}  # what a visitor has changed while the stream plays
+        self._lent = zero_gpu()
+        self._in_process = on_gpu(self._reports) if self._lent else self._reports
 
     @property
     def classes(self) -> list[str]:
@@ -49,30 +92,58 @@ class Service:
 
     def stop(self, session: str) -> None:
         """End a session's work at its next step; nothing where none is under way."""
-        if event := self.running.get(session):
+        for event in list(self.running.get(session, ())):
             event.set()
 
-    def run(self, request: Request, session: str = "") -> Iterator[Progress | Finished]:
-        """Yield progress, then the finished clip; ends early where ``stop`` is called or the iterator is closed.
+    def change(self, session: str, **values: Any) -> None:
+        """From a session's next window on, its stream has these values of ``Request``; nothing where none runs."""
+        if session in self.live:
+            self.live[session] = values
+
+    def run(self, request: Request, session: str = "", endless: bool = False) -> Iterator[Report]:
+        """Yield progress, then the finished clip; or, ``endless``, a stream's chunks.
+
+        Ends early where ``stop`` is called or the iterator is closed. A chunk's file is gone after the next step of
+        the iterator.
 
         Raises:
             ValueError: for a request that cannot be served, with a sentence for the user.
         """
         request.validate(self.classes)
         self.remove_old_files()
-        stop = self.running[session] = threading.Event()
-        reports: queue.Queue[Progress | Finished | Exception | None] = queue.Queue()
+        stop = threading.Event()
+        self.running.setdefault(session, set()).add(stop)
+        if endless:
+            self.live[session] = {}
+        # A lent GPU works in another process: there Stop is noticed at the next report, and live changes are not.
+        reports = self._in_process(request, endless, session, None if self._lent else stop)
+        try:
+            for report in reports:
+                if stop.is_set():
+                    return
+                yield report
+                if isinstance(report, Chunk):
+                    report.video.unlink(missing_ok=True)
+        finally:
+            stop.set()
+            reports.close()
+            if works := self.running.get(session):
+                works.discard(stop)
+            if not works:
+                self.running.pop(session, None)
+                self.live.pop(session, None)
+
+    def _reports(self, request: Request, endless: bool, session: str, stop: threading.Event | None) -> Iterator[Report]:
+        """Do the work in a thread of its own and hand on what it reports."""
+        stop = stop or threading.Event()
+        reports: queue.Queue[Report | Exception | None] = queue.Queue()
+        reports.put(Progress(0, request.steps))
 
         def work() -> None:
             try:
-                with self.lock:
-                    result = generate(
-                        self.pipe,
-                        request,
-                        on_step=lambda step, steps, _: reports.put(Progress(step, steps)),
-                        should_stop=stop.is_set,
-                    )
-                reports.put(self.store(result))
+                produce = self._stream if endless else self._clip
+                produce(request, reports.put, stop, session)
+                reports.put(None)
             except Stopped:
                 reports.put(None)
             except Exception as error:  # handed to the visitor's own thread, which raises it
@@ -80,19 +151,80 @@ class Service:
 
         threading.Thread(target=work, daemon=True).start()
         try:
-            while True:
-                report = reports.get()
-                if report is None:
-                    return
+            while (report := reports.get()) is not None:
                 if isinstance(report, Exception):
                     raise report
                 yield report
-                if isinstance(report, Finished):
-                    return
         finally:
             stop.set()
-            if self.running.get(session) is stop:
-                del self.running[session]
+
+    @contextlib.contextmanager
+    def _turn(self, stop: threading.Event) -> Iterator[None]:
+        with self.turns.turn(stop.is_set), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bfloat16):
+            yield
+
+    def _clip(self, request: Request, put: Callable, stop: threading.Event, _session: str) -> None:
+        on_step = partial(self._on_step, put)
+        put(self.store(generate(self.pipe, request, on_step, stop.is_set, partial(self._turn, stop))))
+
+    def _on_step(self, put: Callable, step: int, steps: int, estimate: torch.Tensor) -> None:
+        """Report a step, and a few times a clip what its picture will be."""
+        preview = None
+        if step < steps and step % max(1, round(min(steps, 12) / PREVIEWS)) == 0:
+            frames = np.linspace(0, estimate.shape[1] - 1, PREVIEW_FRAMES).round().astype(int)
+            with torch.no_grad():
+                decoded = self.pipe.video_codec.decode(estimate[:1, frames.tolist()].to(self.pipe.dtype))
+            preview = (decoded[0].permute(0, 2, 3, 1) / 2 + 0.5).float().cpu().numpy()
+        put(Progress(step, steps, preview))
+
+    def _stream(self, request: Request, put: Callable, stop: threading.Event, session: str) -> None:
+        """Make windows until stopped, not more than ``AHEAD_SECONDS`` before they are due."""
+        clip, folder = self.pipe.geometry, Path(tempfile.mkdtemp(dir=self.folder))
+        begun = mark = time.monotonic()
+        shown = first = 0.0
+        made = number = 0
+        pace: deque[tuple[float, float]] = deque(maxlen=4)  # (seconds of clip, of work)
+        pending: list[tuple[np.ndarray, np.ndarray]] = []
+        latest = request
+
+        def live() -> Request:
+            nonlocal latest
+            now = replace(request, **self.live.get(session, {}))
+            with contextlib.suppress(ValueError):  # the controls of the page cannot give such values
+                now.validate(self.classes)
+                latest = now
+            return latest
+
+        on_step = partial(self._on_step, put)
+        windows = stream(self.pipe, request, None, on_step, stop.is_set, live, partial(self._turn, stop))
+        try:
+            for frames, audio in windows:
+                number += 1
+                made += len(frames)
+                pending.append((frames, audio))
+                pace.append((len(frames) / clip.fps, time.monotonic() - mark))
+                speed = sum(s for s, _ in pace) / max(sum(w for _, w in pace), 1e-6)
+                seconds = made / clip.fps
+                # A slow machine cannot fill every moment: it then plays longer pieces, with fewer pauses.
+                if number == 1 or len(pending) >= min(LONGEST_CHUNK, int(np.ceil(1 / speed))):
+                    path = folder / f"{number:06}.mp4"
+                    joined = (np.concatenate(parts) for parts in zip(*pending, strict=True))
+                    write_clip(path, *joined, fps=clip.fps, sampling_rate=clip.sampling_rate)
+                    pending.clear()
+                    now = time.monotonic()
+                    shown, first = shown or now, first or now - begun
+                    ahead = max(0.0, seconds - (now - shown))
+                    put(Chunk(path, latest.class_label, latest.steps, number, seconds, speed, first, ahead))
+                if seconds >= STREAM_SECONDS:
+                    return
+                while shown and seconds - (time.monotonic() - shown) > AHEAD_SECONDS:
+                    if stop.wait(0.1):
+                        return
+                mark = time.monotonic()
+        finally:
+            windows.close()
+            if stop.is_set():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def store(self, result: Result) -> Finished:
         """Write a result's files into a folder of its own.
@@ -109,19 +241,19 @@ class Service:
             raise MediaError(f"the clip could not be stored: {error.strerror or error}; try again later") from error
 
     def remove_old_files(self) -> None:
-        """Remove what visitors made more than an hour ago."""
+        """Remove what visitors made more than an hour ago, and more than the newest ``KEPT_FOLDERS``."""
+        ages = []
         for folder in self.folder.iterdir():
-            try:
-                old = time.time() - folder.stat().st_mtime > KEPT_SECONDS
-            except FileNotFoundError:  # another request has just removed it
-                continue
-            if old:
+            with contextlib.suppress(FileNotFoundError):  # another request has just removed it
+                ages.append((time.time() - folder.stat().st_mtime, folder))
+        for rank, (age, folder) in enumerate(sorted(ages)):
+            if age > KEPT_SECONDS or rank >= KEPT_FOLDERS:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
 def whole_or_as_is(value: float) -> float | int:
     """A slider's 12.0 as 12; anything else as it is, for ``Request.validate`` to name."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
 
 
 def parse_seed(text: str | int | float) -> int:
@@ -130,9 +262,8 @@ def parse_seed(text: str | int | float) -> int:
     Raises:
         ValueError: where it is no whole number in range.
     """
-    try:
-        seed = int(str(text).strip())
-    except ValueError:
-        raise ValueError(f"seed {str(text)[:80]!r} must be a whole number from 0 to {MAX_SEED}") from None
-    whole(seed, "seed", 0, MAX_SEED)
-    return seed
+    digits = str(text).strip()
+    if not digits.removeprefix("-").isdecimal() or len(digits) > 40:
+        raise ValueError(f"seed {digits[:40]!r} must be a whole number from 0 to {MAX_SEED}")
+    whole(int(digits), "seed", 0, MAX_SEED)
+    return int(digits)

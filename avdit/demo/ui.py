@@ -1,150 +1,197 @@
-"""The page: its layout and what its buttons do."""
+"""The page: its layout, and which handler each control calls."""
 
-import random
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import gradio as gr
 
+from avdit.demo.api import add_endpoints
+from avdit.demo.handlers import MODES, SURPRISE, Handlers, Mode
+from avdit.demo.links import link_of, read_link
+from avdit.demo.looks import INTRO, picture_data, status, stream_line
 from avdit.demo.plots import synchrony_figure
-from avdit.demo.service import KEPT_SECONDS, Finished, Service, parse_seed, whole_or_as_is
-from avdit.generate import Request
+from avdit.demo.service import KEPT_SECONDS, Finished, Progress, Service
 from avdit.pipeline import SAMPLERS
 
-CSS = Path(__file__).resolve().parents[2] / "assets" / "style.css"
-INTRO = """# AV-DiT
-A short video **and its sound**, made together by one diffusion transformer that learned from images only;
-light adapters teach it time and sound ([paper](https://arxiv.org/abs/2406.07686)).
-Choose a class and press **Generate**."""
-# Fonts of the visitor's own system: the page asks nothing of any other server.
-THEME = gr.themes.Soft(
-    primary_hue="teal",
-    font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
-    font_mono=["ui-monospace", "Consolas", "monospace"],
-)
-# What a clip starts from, and the noun for the file that it needs.
-MODES = {"New clip": None, "Video → sound": "video", "Sound → video": "sound", "Picture → clip": "picture"}
 QUEUE_LENGTH = 20
+CLIPS_AT_ONCE = 2  # they take turns at the model; more would only hold more memory
+STREAMS_AT_ONCE = 3
+TEXTS = {
+    "generate": "",
+    "stream": "Window after window, each continuing the last, until you press Stop. "
+    "**Class, steps and guidance can be changed while it plays**; the scene moves over to the new class.",
+    "video": "The sound that fits your video.",
+    "sound": "A picture that fits your sound.",
+    "picture": "Your picture is the first frame; what follows, and its sound, is made.",
+}
+BUTTONS = {
+    "generate": "Generate",
+    "stream": "Start the stream",
+    "video": "Make the sound",
+    "sound": "Make the picture",
+    "picture": "Bring it to life",
+}
 
 
-def create_demo(checkpoint: Path, device: str = "cpu") -> gr.Blocks:
-    """Build the page round one model.
-
-    Raises:
-        ValueError: where the checkpoint cannot be used.
-    """
-    service = Service(checkpoint, device)
+def create_demo(service: Service) -> gr.Blocks:
+    """Build the page round one model."""
+    handlers = Handlers(service)
     clip = service.pipe.geometry
-
-    def run(
-        visitor: gr.Request,
-        class_label: str,
-        steps: float = 12,
-        guidance: float = 2.0,
-        seed: str = "0",
-        randomize: bool = False,
-        sampler: str = "ddim",
-        seconds: float = clip.seconds,
-        mode: str = "New clip",
-        video: str | None = None,
-        audio: str | None = None,
-        image: str | None = None,
-        progress: gr.Progress = gr.Progress(),  # noqa: B008  gradio finds it as a default
-    ) -> Iterator[tuple]:
-        """Make a clip with its sound.
-
-        Args:
-            class_label: What is seen and heard.
-            steps: Sampler steps, 1 to 50.
-            guidance: Classifier-free guidance, 1 to 10.
-            seed: Whole number, 0 or more.
-            randomize: Draw a seed instead.
-            sampler: ddim, dpm++ or unipc.
-            seconds: Length of the clip.
-            mode: What the clip starts from, and so which of the three files is used.
-            video: For "Video → sound": the video whose sound is made.
-            audio: For "Sound → video": the sound whose picture is made.
-            image: For "Picture → clip": the clip's first frame.
-        """
-        noun = MODES[mode]
-        given = {"video": video, "sound": audio, "picture": image}.get(noun)
-        try:
-            if noun and not given:
-                raise ValueError(f"{mode} needs a {noun}: upload one, or choose New clip")
-            number = random.randrange(2**31) if randomize else parse_seed(seed)
-            request = Request(
-                class_label=class_label,
-                seed=number,
-                steps=whole_or_as_is(steps),
-                guidance=guidance,
-                sampler=sampler,
-                seconds=seconds,
-                video=given if noun == "video" else None,
-                audio=given if noun == "sound" else None,
-                image=given if noun == "picture" else None,
-            )
-            for report in service.run(request, visitor.session_hash or ""):
-                if isinstance(report, Finished):
-                    result = report.result
-                    made = len(result.frames) / result.fps
-                    line = f"{made:.1f} s of clip in {result.wall_s:.1f} s, seed {number}"
-                    figure = synchrony_figure(result)
-                    sound = gr.DownloadButton(value=str(report.audio), interactive=True)
-                    yield str(report.video), str(number), line, figure, result.recipe, sound
-                else:
-                    progress((report.step, report.steps), desc="Denoising", unit="steps")
-                    line = f"step {report.step} of {report.steps}"
-                    yield gr.skip(), str(number), line, gr.skip(), gr.skip(), gr.skip()
-        except (ValueError, OSError) as error:
-            # The visitor knows the file by its name, not by where the server keeps it.
-            text = str(error).replace(given, Path(given).name) if given else str(error)
-            raise gr.Error(text, title="That did not work", print_exception=False) from error
-
-    def stop_work(visitor: gr.Request) -> str:
-        service.stop(visitor.session_hash or "")
-        return "stopped"
-
-    def leave(visitor: gr.Request) -> None:
-        service.stop(visitor.session_hash or "")
-
-    def show_upload(mode: str) -> list[dict]:
-        return [gr.update(visible=MODES[mode] == noun) for noun in ("video", "sound", "picture")]
 
     with gr.Blocks(title="AV-DiT", delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as demo:
         gr.Markdown(INTRO)
         with gr.Row():
             with gr.Column():
-                class_label = gr.Radio(service.classes, value=service.classes[0], label="Class")
-                with gr.Row():
-                    start = gr.Button("Generate", variant="primary", elem_id="generate")
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
-                with gr.Row():
-                    steps = gr.Slider(1, 50, value=12, step=1, label="Steps")
-                    guidance = gr.Slider(1, 10, value=2, step=0.5, label="Guidance")
-                with gr.Row():
-                    # Text, because a browser rounds whole numbers above 2^53.
-                    seed = gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed")
-                    randomize = gr.Checkbox(True, label="Randomize", info="draw a new seed for each clip")
-                with gr.Accordion("Sampler and length", open=False):
-                    sampler = gr.Dropdown(list(SAMPLERS), value="ddim", label="Sampler")
-                    seconds = gr.Slider(clip.seconds, 12, value=clip.seconds, step=0.1, label="Seconds")
-                with gr.Accordion("Start from a file", open=False):
-                    mode = gr.Radio(list(MODES), value="New clip", label="Mode")
-                    gr.Markdown(f"Of a video or a sound the first {clip.seconds} s are used; the clip is as long.")
-                    video = gr.Video(label="Your video", sources=["upload"], visible=False)
-                    audio = gr.Audio(label="Your sound", sources=["upload"], type="filepath", visible=False)
-                    image = gr.Image(label="Your picture", sources=["upload"], type="filepath", visible=False)
+                class_label = gr.Radio(
+                    [*service.classes, SURPRISE], value=service.classes[0], label="Class", elem_id="classes"
+                )
+                starts: dict[str, list] = {}  # a mode's button, and its own inputs: seconds, file, start
+                with gr.Tabs() as tabs:
+                    for name, mode in MODES.items():
+                        with gr.Tab(mode.title, id=name):
+                            starts[name] = _tab(name, mode, clip.seconds, handlers)
+                with gr.Accordion("Settings", open=True):
+                    with gr.Row():
+                        steps = gr.Slider(1, 100, value=12, step=1, label="Steps")
+                        sampler = gr.Dropdown(list(SAMPLERS), value="ddim", label="Sampler")
+                    with gr.Row():
+                        guidance = gr.Slider(1, 10, value=2, step=0.5, label="Guidance of the picture")
+                        audio_guidance = gr.Slider(1, 10, value=2, step=0.5, label="Guidance of the sound")
+                    with gr.Row():
+                        # Text, because a browser rounds whole numbers above 2^53.
+                        seed = gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed")
+                        randomize = gr.Checkbox(True, label="Randomize", info="draw a new seed for each clip")
             with gr.Column():
                 player = gr.Video(label="Clip", autoplay=True, buttons=["download"], elem_id="clip", interactive=False)
-                status = gr.Markdown("", elem_id="status")
+                live = gr.Video(
+                    label="Stream", autoplay=True, streaming=True, elem_id="live", interactive=False, visible=False
+                )
+                look = gr.HTML(status(""), elem_id="status", show_label=False)
+                stop = gr.Button("Stop", variant="stop", elem_id="stop")
                 plot = gr.Plot(label="Spectrogram, motion and onsets", show_label=False, elem_id="plot")
+                with gr.Row():
+                    wav = gr.DownloadButton("Download the sound (WAV)", interactive=False, elem_id="wav")
+                    link = gr.HTML("", elem_id="link", show_label=False)
                 with gr.Accordion("Recipe", open=False):
                     recipe = gr.JSON(label="Recipe", show_label=False)
-                wav = gr.DownloadButton("Download the sound (WAV)", interactive=False, elem_id="wav")
-        mode.change(show_upload, mode, [video, audio, image], api_visibility="private", show_progress="hidden")
-        inputs = [class_label, steps, guidance, seed, randomize, sampler, seconds, mode, video, audio, image]
-        outputs = [player, seed, status, plot, recipe, wav]
-        event = start.click(run, inputs, outputs, api_name="generate", concurrency_limit=1, show_progress_on=player)
-        stop.click(stop_work, None, status, cancels=[event], queue=False, api_visibility="private")
-        demo.unload(leave)
+
+        settings = [class_label, steps, guidance, audio_guidance, seed, randomize, sampler]
+        outputs = [player, live, look, seed, plot, recipe, link, wav]
+        events = []
+        for name, mode in MODES.items():
+            button, *inputs = starts[name]
+            streams = name == "stream"
+            events.append(
+                button.click(
+                    _work(handlers, name, mode),
+                    [*settings, *inputs],
+                    outputs,
+                    api_visibility="private",
+                    concurrency_id="stream" if streams else "clip",
+                    concurrency_limit=STREAMS_AT_ONCE if streams else CLIPS_AT_ONCE,
+                    show_progress="minimal",
+                    show_progress_on=look,
+                    scroll_to_output=True,
+                )
+            )
+        quiet = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        stop.click(handlers.stop, None, None, **quiet)
+        stop.click(lambda: status("stopped"), None, look, cancels=events, **quiet)
+        chosen = [class_label, steps, guidance, audio_guidance, sampler]
+        gr.on([control.change for control in chosen], handlers.change, chosen, None, **quiet)
+        demo.load(
+            _open_link(service, clip.seconds),
+            None,
+            [tabs, *settings, starts["generate"][1], starts["picture"][1]],
+            api_visibility="private",
+            show_progress="hidden",  # through the queue, which carries warnings to the page
+        )
+        demo.unload(handlers.stop)
+        add_endpoints(handlers, service.classes, clip.seconds)
     return demo.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
+
+
+def _tab(name: str, mode: Mode, seconds: float, handlers: Handlers) -> list:
+    """A mode's own controls: its button, and what gives the seconds, the file and the start."""
+    if TEXTS[name]:
+        gr.Markdown(TEXTS[name])
+    length, file, start = gr.State(seconds), gr.State(None), gr.State(0.0)
+    if mode.noun == "video":
+        file = gr.Video(label="Your video", sources=["upload"], elem_id="your-video", height=220)
+    elif mode.noun == "sound":
+        file = gr.Audio(label="Your sound", sources=["upload"], type="filepath", elem_id="your-sound")
+    elif mode.noun == "picture":
+        file = gr.Image(label="Your picture", sources=["upload"], type="filepath", elem_id="your-picture", height=220)
+    if name in ("generate", "picture"):
+        length = gr.Slider(seconds, 60, value=seconds, step=0.1, label="Seconds")
+    if mode.noun in ("video", "sound"):
+        start = gr.Number(0, minimum=0, step=0.1, label="Start", info=f"{seconds} s from here on are used")
+    if mode.noun:
+        used = gr.Markdown("", elem_classes="used")
+        gr.on(
+            [file.change] + ([start.change] if isinstance(start, gr.Number) else []),
+            lambda given, at: handlers.used_part(given, at or 0.0, mode.noun),
+            [file, start],
+            used,
+            queue=False,
+            api_visibility="private",
+            show_progress="hidden",
+        )
+    button = gr.Button(BUTTONS[name], variant="primary", elem_id=f"{name}-button")
+    return [button, length, file, start]
+
+
+def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
+    """What a mode's button does; yields values for the player, the stream, the status line and the rest."""
+
+    def work(visitor: gr.Request, *values: object) -> Iterator[tuple]:
+        streams, preview, line, unchanged = name == "stream", None, "", gr.skip()
+        shown = [gr.update(visible=not streams), gr.update(visible=streams)]
+        plot = gr.update(visible=not streams)  # that of the last clip says nothing of a stream
+        handlers.stop(visitor)  # one page shows one work at a time
+        try:
+            for request, report in handlers.reports(mode, visitor, *values):
+                seed = str(request.seed)
+                if isinstance(report, Progress):
+                    if report.preview is not None and not line:
+                        preview = picture_data(report.preview)
+                    waits = f"{request.class_label}: waiting for its turn"
+                    steps = f"{request.class_label}: step {report.step} of {report.steps}"
+                    bar = status(line or (steps if report.step else waits), report.step, report.steps, preview)
+                    yield *shown, bar, seed, plot, *[unchanged] * 3
+                elif isinstance(report, Finished):
+                    result = report.result
+                    made = f"{len(result.frames) / result.fps:.1f} s of clip in {result.wall_s:.1f} s, seed {seed}"
+                    link = f'<a href="{link_of(result.recipe, name)}">Link to this recipe</a>'.replace("&", "&amp;")
+                    sound = gr.DownloadButton(value=str(report.audio), interactive=True)
+                    figure = synchrony_figure(result)
+                    yield str(report.video), unchanged, status(made), seed, figure, result.recipe, link, sound
+                else:
+                    line, preview = stream_line(report), None
+                    yield unchanged, str(report.video), status(line), seed, *[unchanged] * 4
+                shown, plot = [unchanged] * 2, unchanged
+        except gr.Error:
+            yield unchanged, unchanged, status(""), *[unchanged] * 5  # no bar that would wait for ever
+            raise
+
+    return work
+
+
+def _open_link(service: Service, seconds: float) -> Callable:
+    """What reads the settings from the address under which the page was opened."""
+
+    def open_link(visitor: gr.Request) -> list:
+        try:
+            asked = read_link(visitor.query_params, service.classes, list(MODES))
+        except ValueError as error:
+            gr.Warning(str(error), title="The link was not used")
+            asked = None
+        if asked is None:
+            return [gr.skip()] * 10
+        request = asked.request
+        audio_guidance = request.guidance if request.audio_guidance is None else request.audio_guidance
+        values = [request.class_label, request.steps, request.guidance, audio_guidance, str(request.seed)]
+        length = max(seconds, request.seconds)
+        draw = "seed" not in visitor.query_params
+        return [gr.Tabs(selected=asked.mode), *values, draw, request.sampler, length, length]
+
+    return open_link

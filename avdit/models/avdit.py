@@ -25,6 +25,8 @@ class AVDiT(ModelMixin, ConfigMixin):
         interaction_every: The joint attention sits in every so-manieth block.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,
@@ -37,6 +39,7 @@ class AVDiT(ModelMixin, ConfigMixin):
         interaction_every: int = 2,
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.backbone = DiT.from_config(dit)
         self.clip = clip = ClipGeometry(**{k: v for k, v in geometry.items() if k != "samples"})
         shape = self.backbone.config
@@ -158,7 +161,10 @@ class AVDiT(ModelMixin, ConfigMixin):
             xa = self.audio_embedder(audio) + self.audio_positions.to(audio.dtype)  # (B, M, D)
             ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
         for block, adapters in zip(dit.blocks, self.adapters, strict=True):
-            xv, xa = self._block(block, adapters, xv, xa, cv, ca, rows)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                xv, xa = self._gradient_checkpointing_func(self._block, block, adapters, xv, xa, cv, ca, rows)
+            else:
+                xv, xa = self._block(block, adapters, xv, xa, cv, ca, rows)
         if video is not None:
             video_out = dit.unpatchify(dit.final_layer(xv, cv))[:, : video.shape[2]]  # the variance half is dropped
             video_out = video_out.unflatten(0, video.shape[:2])

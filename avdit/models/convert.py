@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avdit.models.dit import SIZES, DiT
+from avdit.models.published import load_checked, locate
 
 # Ours (as published) and diffusers' names, outside the blocks and in each of them.
 _OUTER = {
@@ -219,7 +220,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_dit(source: str | Path, num_heads: int | None = None) -> DiT:
+def load_dit(source: str | Path, num_heads: int | None = None, accept_licences: bool = False) -> DiT:
     """A :class:`DiT` from any layout.
 
     Args:
@@ -227,29 +228,19 @@ def load_dit(source: str | Path, num_heads: int | None = None) -> DiT:
             ``transformer``; a published file (.pt, .pth, .safetensors); or a hub name such as
             ``facebook/DiT-XL-2-256``.
         num_heads: Heads of a published file whose width is of no registered size.
+        accept_licences: Whether a hub name may be downloaded.
 
     Raises:
-        ValueError: where nothing can be read, or naming the first key that does not fit.
+        ValueError: where nothing can be read, a download was not accepted, or naming the first key that does not fit.
     """
-    path = Path(source)
+    (path,) = locate([(source, "transformer")], accept_licences)
     if path.is_file():
         state = _read(path)
         if "proj_out_2.weight" in state:
             raise ValueError(f"{path} is in diffusers' layout: give the folder, whose config.json tells the heads")
         return dit_from_state(state, num_heads)
-    if path.is_dir():
-        folder = path / "transformer" if (path / "transformer" / "config.json").exists() else path
-        if not (folder / "config.json").exists():
-            raise ValueError(f"{path} has no config.json: give a folder of one model or of a pipeline")
-        kind = DiT.load_config(folder).get("_class_name")
-        if kind not in ("DiT", "DiTTransformer2DModel"):
-            raise ValueError(f"{folder} holds a {kind}: expected DiT or DiTTransformer2DModel")
-        if kind == "DiT":
-            return DiT.from_pretrained(folder).eval()
-        return dit_from_diffusers(DiTTransformer2DModel.from_pretrained(folder))
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(source)) or path.suffix in (".pt", ".pth", ".safetensors"):
-        raise ValueError(f"{source} does not exist: give a folder, a file of weights or a hub name")
-    try:
-        return dit_from_diffusers(DiTTransformer2DModel.from_pretrained(str(source), subfolder="transformer"))
-    except OSError as error:
-        raise ValueError(f"{source} is neither a path nor a model that can be fetched from the hub") from error
+    if not (path / "config.json").exists():
+        raise ValueError(f"{path} has no config.json: give a folder of one model or of a pipeline")
+    if DiT.load_config(path).get("_class_name") == "DiT":
+        return load_checked(DiT, path)
+    return dit_from_diffusers(load_checked(DiTTransformer2DModel, path))

@@ -156,6 +156,8 @@ class DiT(ModelMixin, ConfigMixin):
         timestep_shift: 1 where the model must equal diffusers' own, 0 as in the original code.
     """
 
+    _supports_gradient_checkpointing = True
+
     @register_to_config
     def __init__(
         self,
@@ -171,6 +173,7 @@ class DiT(ModelMixin, ConfigMixin):
         timestep_shift: int = 0,
     ) -> None:
         super().__init__()
+        self.gradient_checkpointing = False
         self.out_channels = in_channels * 2 if learn_sigma else in_channels
         grid = input_size // patch_size
         self.x_embedder = PatchEmbed(patch_size, in_channels, hidden_size)
@@ -220,7 +223,10 @@ class DiT(ModelMixin, ConfigMixin):
         x = self.x_embedder(x) + self.pos_embed  # (N, T, D)
         c = self.t_embedder(t) + self.y_embedder(y)  # (N, D)
         for block in self.blocks:
-            x = block(x, c)  # (N, T, D)
+            if self.gradient_checkpointing and torch.is_grad_enabled():
+                x = self._gradient_checkpointing_func(block, x, c)
+            else:
+                x = block(x, c)  # (N, T, D)
         return self.unpatchify(self.final_layer(x, c.unsqueeze(1)))  # (N, out, H, W)
 
 

@@ -19,3 +19,20 @@ XS_SCHEDULER = {
 def xs_scheduler() -> DDIMScheduler:
     """The schedule of ``avdit-xs``: v-prediction, zero terminal signal-to-noise ratio."""
     return DDIMScheduler(**XS_SCHEDULER)
+
+
+XL_SCHEDULER = {
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 0.0001,
+    "beta_end": 0.02,
+    "prediction_type": "epsilon",
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+}
+
+
+def xl_scheduler() -> DDIMScheduler:
+    """The schedule under which the published DiT was trained: linear betas, noise predicted."""
+    return DDIMScheduler(**XL_SCHEDULER)

@@ -2,20 +2,19 @@
 
 python -m avdit train backbone --out runs/backbone                 # this machine
 accelerate launch -m avdit train backbone --out runs/backbone      # as accelerate is configured
+
+``"data": {"folder": DIR}`` trains on the frames of a folder of mp4 files in place of rendered clips.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from avdit.data.latents import Shards, encode_shards, render_shards
-from avdit.data.scenes import CLASSES
-from avdit.geometry import ClipGeometry
-from avdit.models.audio_codec import AudioCodec
 from avdit.models.dit import DiT
 from avdit.models.schedule import xs_scheduler
-from avdit.models.video_codec import VideoCodec
+from avdit.training.data import clip_geometry, training_data
 from avdit.training.diffusion import Diffusion, masked_error
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, trainer_config
@@ -27,19 +26,6 @@ DEFAULTS = {
     "model": {"hidden_size": 192, "depth": 8, "num_heads": 3},
     "train": {"steps": 40000, "batch_size": 64, "learning_rate": 1e-3, "warmup_steps": 100, "sample_every": 500},
 }
-
-
-def latent_shards(config: dict, out: Path) -> tuple[Shards, VideoCodec, AudioCodec]:
-    """The latents of the rendered clips, made where they are missing, and the codecs that made them."""
-    codecs, cache = Path(config["codecs"]), Path(config.get("cache", out))
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    video = VideoCodec.from_pretrained(codecs / "video_codec").to(device).eval()
-    audio = AudioCodec.from_pretrained(codecs / "audio_codec").to(device).eval()
-    if config["clips"]:
-        render_shards(cache / "clips", config["clips"])
-    if (cache / "clips").is_dir():
-        encode_shards(cache / "clips", cache / "latents", video, audio)
-    return Shards(cache / "latents"), video, audio
 
 
 @torch.no_grad()
@@ -57,41 +43,49 @@ def sample_images(model: DiT, labels: Tensor, steps: int = 20, guidance: float =
     return x
 
 
-def run(config: dict, out: Path, resume: bool = False) -> None:
-    """Train the backbone and save it in ``out``/backbone."""
+def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
+    """Train the backbone and save it in ``out``/backbone; a dry run says what it would cost and writes nothing."""
     config = {**DEFAULTS, **config}
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
-    geometry = ClipGeometry()
-    shards, codec, _ = latent_shards(config, out)
+    geometry = clip_geometry(config.get("geometry", {}))
+    data = training_data(config, out, geometry, dry_run=dry_run)
+    shards, codec, classes = data.shards, data.video_codec, data.classes
     start = config.get("start")
     shape = {"input_size": geometry.video_latent_shape[1], "in_channels": geometry.video_channels}
-    shape |= {"patch_size": geometry.video_patch, "num_classes": len(CLASSES), "learn_sigma": False}
+    shape |= {"patch_size": geometry.video_patch, "num_classes": len(classes), "learn_sigma": False}
+    torch.manual_seed(settings.seed)
     model = DiT.from_pretrained(start) if start else DiT(**shape, **config["model"])
+    if model.config.num_classes != len(classes):
+        raise ValueError(f"{start} has {model.config.num_classes} classes, the data {len(classes)}")
     diffusion = Diffusion(xs_scheduler())
 
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
-        number = settings.batch_size
+        number, device = trainer.global_batch, trainer.accelerator.device
         items = torch.randint(len(shards), (number,), generator=generator)
-        clean = shards.get("video", items, torch.randint(geometry.frames, (number,), generator=generator)).float()
-        labels = shards.get("label", items)
+        frames = torch.randint(geometry.frames, (number,), generator=generator)
         dropped = torch.rand(number, generator=generator) < config["class_dropout"]
-        labels = labels.where(~dropped, torch.tensor(len(CLASSES)))
         t = diffusion.timesteps(generator, number)
-        noise = torch.randn(clean.shape, generator=generator)
+        items, frames, dropped, t = map(trainer.mine, (items, frames, dropped, t))
+        clean = shards.get("video", items, frames).float()
+        labels = shards.get("label", items).where(~dropped, torch.tensor(len(classes)))
+        noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in trainer.generators()])
         noised, target = diffusion.noised(clean, noise, t, torch.zeros_like(t, dtype=torch.bool))
-        device = trainer.accelerator.device
         predicted = module(noised.to(device), t.to(device), labels.to(device))
         return {"loss": masked_error(predicted, target.to(device), torch.ones(1, device=device, dtype=torch.bool))}
 
     def sheet(path: Path) -> None:
         model.eval()
-        labels = torch.arange(len(CLASSES), device=next(model.parameters()).device).repeat(2)
+        labels = torch.arange(len(classes), device=next(model.parameters()).device).repeat(2)
         frames = codec.decode(sample_images(model, labels).unsqueeze(1)).squeeze(1)
-        save_png(image_grid(frames / 2 + 0.5, len(CLASSES)), path)
+        save_png(image_grid(frames / 2 + 0.5, len(classes)), path)
         model.train()
 
     trainer = Trainer(model, loss, settings, out, sheet)
+    if dry_run:
+        return {"data": data.told, **trainer.dry_run()}
     if resume:
         trainer.resume()
     trainer.run()
-    model.to(torch.bfloat16).save_pretrained(Path(out) / "backbone")
+    if trainer.accelerator.is_main_process:
+        model.to(torch.bfloat16).save_pretrained(Path(out) / "backbone")
+    return None

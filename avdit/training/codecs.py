@@ -4,16 +4,21 @@ python -m avdit train codecs --out runs/codecs                     # this machin
 accelerate launch -m avdit train codecs --out runs/codecs          # as accelerate is configured
 """
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avdit.data.latents import Shards, render_shards
+from avdit.data.latents import RandomShards, Shards, render_shards
+from avdit.data.scenes import CLASSES
+from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.codec import LatentCodec
 from avdit.models.video_codec import VideoCodec
+from avdit.training.data import my_share
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, trainer_config
 
@@ -47,23 +52,27 @@ def detail_weight(x: Tensor, gain: float) -> Tensor:
     return weight / weight.mean()
 
 
-def train_video(codec: VideoCodec, shards: Shards, config: dict, out: Path, resume: bool) -> VideoCodec:
-    """Train on random crops of random frames."""
+def train_video(
+    codec: VideoCodec, shards: Shards | RandomShards, config: dict, out: Path, resume: bool, dry_run: bool = False
+) -> dict[str, Any] | None:
+    """Train on random crops of random frames; a dry run says what that would cost."""
     settings = trainer_config(config["video"])
     crop = config["crop"]
 
-    def draw(generator: torch.Generator, number: int, size: int | None) -> Tensor:
+    def draw(generator: torch.Generator, number: int, size: int | None, mine: Callable = lambda x: x) -> Tensor:
         items = torch.randint(len(shards), (number,), generator=generator)
-        frames = shards.get("frames", items, torch.randint(16, (number,), generator=generator))
+        parts = torch.randint(16, (number,), generator=generator)
+        frames = shards.get("frames", mine(items), mine(parts))
         x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
         if size is None:
             return x.contiguous()
         # Corners on the codec's grid of 16 would always show the same phase; any corner will do.
-        tops = torch.randint(x.shape[2] - size + 1, (number, 2), generator=generator).tolist()
-        return torch.stack([p[:, a : a + size, b : b + size] for p, (a, b) in zip(x, tops, strict=True)])
+        tops = torch.randint(x.shape[2] - size + 1, (number, 2), generator=generator)
+        corners = zip(x, mine(tops).tolist(), strict=True)
+        return torch.stack([p[:, a : a + size, b : b + size] for p, (a, b) in corners])
 
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
-        x = draw(generator, settings.batch_size, crop).to(trainer.accelerator.device)
+        x = draw(generator, trainer.global_batch, crop, trainer.mine).to(trainer.accelerator.device)
         y, kl = module(x)
         weight = detail_weight(x, config["detail"])
         error = (weight * (y - x).abs()).mean()
@@ -82,24 +91,28 @@ def train_video(codec: VideoCodec, shards: Shards, config: dict, out: Path, resu
         save_png(image_grid(torch.cat([x, y]) / 2 + 0.5, 9), path)
 
     trainer = Trainer(Reconstruction(codec), loss, settings, out, sheet)
+    if dry_run:
+        return trainer.dry_run()
     if resume:
         trainer.resume()
     trainer.run()
     measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16, None) for k in range(8)])
-    return codec
+    return None
 
 
-def train_audio(codec: AudioCodec, shards: Shards, config: dict, out: Path, resume: bool) -> AudioCodec:
-    """Train the mel VAE on whole clips."""
+def train_audio(
+    codec: AudioCodec, shards: Shards | RandomShards, config: dict, out: Path, resume: bool, dry_run: bool = False
+) -> dict[str, Any] | None:
+    """Train the mel VAE on whole clips; a dry run says what that would cost."""
     settings = trainer_config(config["audio"])
 
-    def draw(generator: torch.Generator, number: int) -> Tensor:
+    def draw(generator: torch.Generator, number: int, mine: Callable = lambda x: x) -> Tensor:
         items = torch.randint(len(shards), (number,), generator=generator)
         gain = 10 ** (torch.rand(number, 1, generator=generator) * -0.6)  # 0 to -12 dB
-        return codec.mel((shards.get("audio", items) * gain).to(codec.device))
+        return codec.mel((shards.get("audio", mine(items)) * mine(gain)).to(codec.device))
 
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
-        x = draw(generator, settings.batch_size)
+        x = draw(generator, trainer.global_batch, trainer.mine)
         y, kl = module(x)
         error = (y - x).abs().mean()
         slope = (y[:, :, 1:] - y[:, :, :-1] - x[:, :, 1:] + x[:, :, :-1]).abs().mean()
@@ -113,11 +126,13 @@ def train_audio(codec: AudioCodec, shards: Shards, config: dict, out: Path, resu
         save_png(image_grid(picture.expand(-1, 3, -1, -1), 9), path)
 
     trainer = Trainer(Reconstruction(codec), loss, settings, out, sheet)
+    if dry_run:
+        return trainer.dry_run()
     if resume:
         trainer.resume()
     trainer.run()
     measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16) for k in range(8)])
-    return codec
+    return None
 
 
 @torch.no_grad()
@@ -127,18 +142,29 @@ def measure(codec: LatentCodec, batches: list[Tensor]) -> None:
     codec.set_statistics(raw.mean((0, 2, 3)), raw.std((0, 2, 3)))
 
 
-def run(config: dict, out: Path, resume: bool = False) -> None:
-    """Render the clips where they are missing, train the codecs, and save them in ``out``."""
+def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
+    """Render the clips where they are missing, train the codecs, and save them in ``out``.
+
+    A dry run says what that would cost and writes nothing.
+    """
     config = {**DEFAULTS, **config}
     for part in ("video", "audio"):
         config[part] = {**DEFAULTS[part], **config[part]}
     clips = Path(config.get("cache", out)) / "clips"
-    render_shards(clips, config["clips"])
-    shards = Shards(clips)
+    share, state = my_share()
+    if dry_run:
+        shards: Shards | RandomShards = RandomShards(ClipGeometry(), len(CLASSES), latents=False)
+    else:
+        render_shards(clips, config["clips"], share=share)
+        state.wait_for_everyone()
+        shards = Shards(clips)
+    costs = {}
     for part in config["parts"]:
         kind, train = (AudioCodec, train_audio) if part == "audio" else (VideoCodec, train_video)
         start = config.get(f"{part}_from")
         codec = kind.from_pretrained(start) if start else kind()
         codec.to(memory_format=torch.channels_last)  # trains a seventh faster on a CPU
-        codec = train(codec, shards, config, Path(out) / part, resume)
-        codec.to(torch.bfloat16).save_pretrained(Path(out) / f"{part}_codec")
+        costs[part] = train(codec, shards, config, Path(out) / part, resume, dry_run)
+        if not dry_run and state.is_main_process:
+            codec.to(torch.bfloat16).save_pretrained(Path(out) / f"{part}_codec")
+    return costs if dry_run else None

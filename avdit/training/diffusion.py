@@ -6,9 +6,18 @@ from torch import Tensor
 
 
 class Diffusion:
-    """Velocity targets (Salimans & Ho 2022) under a diffusers noise schedule."""
+    """Noised latents and what is to be predicted of them under a diffusers noise schedule.
+
+    That is the noise, or the velocity (Salimans & Ho 2022), as the schedule's ``prediction_type`` says.
+
+    Raises:
+        ValueError: for another ``prediction_type``.
+    """
 
     def __init__(self, scheduler: DDIMScheduler, device: torch.device | str = "cpu") -> None:
+        self.kind = scheduler.config.prediction_type
+        if self.kind not in ("epsilon", "v_prediction"):
+            raise ValueError(f"prediction_type {self.kind!r} must be 'epsilon' or 'v_prediction'")
         self.alphas = scheduler.alphas_cumprod.to(device).float()
 
     def timesteps(self, generator: torch.Generator, number: int) -> Tensor:
@@ -18,7 +27,7 @@ class Diffusion:
         return (strata[order] * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
 
     def noised(self, clean: Tensor, noise: Tensor, t: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-        """The noised latent and its velocity.
+        """The noised latent and what is to be predicted of it.
 
         Args:
             clean: Latents whose leading axes are those of ``t``.
@@ -29,10 +38,17 @@ class Diffusion:
         alpha = self.alphas[t].where(~given, torch.ones(()))
         alpha = alpha.reshape(*t.shape, *(1,) * (clean.ndim - t.ndim))
         a, s = alpha.sqrt(), (1 - alpha).sqrt()
-        return a * clean + s * noise, a * noise - s * clean
+        target = noise if self.kind == "epsilon" else a * noise - s * clean
+        return a * clean + s * noise, target
 
 
-def masked_error(predicted: Tensor, target: Tensor, noised: Tensor) -> Tensor:
-    """Mean squared error over the entries where ``noised`` (broadcastable, bool) holds; 0 where none does."""
+def masked_error(predicted: Tensor, target: Tensor, noised: Tensor, share: float | None = None) -> Tensor:
+    """Mean squared error over the entries where ``noised`` (broadcastable, bool) holds; 0 where none does.
+
+    Args:
+        share: Divides the sum in place of the number of these entries: that of the whole batch over its parts, so
+            that the mean over parts is the error of the whole batch, however the given entries fall.
+    """
     weight = noised.expand_as(target).to(target.dtype)
-    return ((predicted - target).square() * weight).sum() / weight.sum().clamp(min=1)
+    count = weight.sum() if share is None else torch.tensor(share, device=weight.device, dtype=weight.dtype)
+    return ((predicted - target).square() * weight).sum() / count.clamp(min=1e-6 if share is not None else 1)

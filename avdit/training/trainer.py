@@ -2,28 +2,50 @@
 
 A stage supplies ``loss(step) -> dict`` whose batch depends on the step alone (its draws come from a generator
 seeded with the step), so that a run which is killed and resumed sees the same data as one that is not.
+
+Every process draws the choices of the *whole* batch (``Trainer.global_batch``) and works on its own rows
+(``Trainer.mine``). So the weights do not depend on how many processes and accumulated parts shared the work.
 """
 
+import contextlib
 import json
 import math
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, parse_flag_from_env
+from diffusers import ModelMixin
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+WAIT = timedelta(hours=6)  # for the slowest process's share of the encoding, or for a sample sheet
+
+
+def processes() -> PartialState:
+    """The processes of this run; those without a GPU, which accelerate takes for single ones, talk by gloo."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return PartialState(
+        cpu=parse_flag_from_env("ACCELERATE_USE_CPU") or (several and not torch.accelerator.is_available()),
+        timeout=WAIT,
+    )
+
 
 @dataclass
 class TrainerConfig:
     steps: int = 1000
-    batch_size: int = 8  # a process
+    batch_size: int = 8  # a process, and a part where parts are accumulated
+    accumulation: int = 1  # parts whose gradients make one step
     learning_rate: float = 5e-4
     weight_decay: float = 0.01
     warmup_steps: int = 50
@@ -31,10 +53,20 @@ class TrainerConfig:
     ema_decay: float = 0.999
     clip_norm: float = 1.0
     save_every: int = 200
-    sample_every: int = 500
+    sample_every: int = 500  # 0: no sample sheets
     minutes: float = 0.0  # stop after this time; 0: after ``steps``. The schedule then follows the time.
     seed: int = 0
     compile: bool = False  # pays off after about a thousand steps
+    gradient_checkpointing: bool = False  # blocks are computed again in the backward pass: less memory, more time
+    mixed_precision: str = ""  # "no", "bf16" or "fp16"; empty: as accelerate is configured
+
+    def __post_init__(self) -> None:
+        if self.mixed_precision not in ("", "no", "bf16", "fp16"):
+            raise ValueError(f"mixed_precision {self.mixed_precision!r} must be 'no', 'bf16' or 'fp16'")
+        for name in ("batch_size", "accumulation"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} {value!r} must be a whole number of 1 or more")
 
 
 class Trainer:
@@ -45,6 +77,10 @@ class Trainer:
         loss: Maps (module, generator, step) to a dict of scalars whose ``"loss"`` is minimised.
         out: Folder of ``state.safetensors``, the log and the sample sheets.
         sample: Called with the path of a PNG every ``sample_every`` steps, EMA weights in place.
+        unused: Whether some parameters take no part in the loss, which several processes must know.
+
+    Raises:
+        ValueError: where blocks are to be computed again that cannot be.
     """
 
     def __init__(
@@ -54,13 +90,18 @@ class Trainer:
         config: TrainerConfig,
         out: Path,
         sample: Callable[[Path], None] | None = None,
+        unused: bool = False,
     ) -> None:
-        self.accelerator = Accelerator()
+        processes()
+        self.accelerator = Accelerator(
+            mixed_precision=config.mixed_precision or None,
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        )
         self.config, self.loss, self.out, self.sample = config, loss, Path(out), sample
-        self.out.mkdir(parents=True, exist_ok=True)
         self.raw = module.to(self.accelerator.device)
+        if config.gradient_checkpointing:
+            checkpoint_blocks(self.raw)
         self.parameters = {n: p for n, p in self.raw.named_parameters() if p.requires_grad}
-        self.ema = {n: p.detach().clone() for n, p in self.parameters.items()}
         optimiser = torch.optim.AdamW(
             list(self.parameters.values()),
             lr=config.learning_rate,
@@ -70,7 +111,37 @@ class Trainer:
         )
         module = torch.compile(self.raw) if config.compile else self.raw
         self.module, self.optimiser = self.accelerator.prepare(module, optimiser)
-        self.step, self.elapsed = 0, 0.0
+        # Only now do all processes have the first one's weights.
+        self.ema = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self.step, self.part, self.elapsed = 0, 0, 0.0
+
+    @property
+    def parts(self) -> int:
+        """How many shares a step's batch is worked on in: processes times accumulated parts."""
+        return self.accelerator.num_processes * self.config.accumulation
+
+    @property
+    def global_batch(self) -> int:
+        """Rows of a step's batch in all."""
+        return self.config.batch_size * self.parts
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed * 1_000_003 + self.step
+
+    @property
+    def rows(self) -> range:
+        """Of the whole batch, the rows of this process's part that is being worked on."""
+        share = self.part * self.accelerator.num_processes + self.accelerator.process_index
+        return range(share * self.config.batch_size, (share + 1) * self.config.batch_size)
+
+    def mine(self, drawn: Tensor) -> Tensor:
+        """This part's rows of what was drawn for the whole batch (global_batch, ...)."""
+        return drawn[self.rows.start : self.rows.stop]
+
+    def generators(self) -> list[torch.Generator]:
+        """One for each row of this part, for what is too large to be drawn by every process for all rows."""
+        return [torch.Generator().manual_seed((((self.seed + 1) << 24) + row) % 2**63) for row in self.rows]
 
     @property
     def state_path(self) -> Path:
@@ -116,31 +187,18 @@ class Trainer:
     def run(self) -> nn.Module:
         """Train to the end of the schedule; returns the module with its averaged weights."""
         cfg, main = self.config, self.accelerator.is_main_process
-        offset = self.accelerator.process_index
+        self.out.mkdir(parents=True, exist_ok=True)
         bar = tqdm(total=cfg.steps, initial=self.step, disable=not main, mininterval=10, dynamic_ncols=False, ncols=110)
         start, before, first = time.monotonic(), self.elapsed, self.step
         while self.step < cfg.steps and (not cfg.minutes or self.elapsed < cfg.minutes * 60):
-            progress = self.step / cfg.steps
-            if cfg.minutes:
-                progress = max(progress, self.elapsed / (cfg.minutes * 60))
-            rate = cfg.final_rate + (1 - cfg.final_rate) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
-            for group in self.optimiser.param_groups:
-                group["lr"] = cfg.learning_rate * rate * min(1.0, (self.step + 1) / cfg.warmup_steps)
-            seed = (cfg.seed * 1_000_003 + self.step) * self.accelerator.num_processes + offset
-            terms = self.loss(self.module, torch.Generator().manual_seed(seed), self.step)
-            self.accelerator.backward(terms["loss"])
-            self.accelerator.clip_grad_norm_(list(self.parameters.values()), cfg.clip_norm)
-            self.optimiser.step()
-            self.optimiser.zero_grad()
-            self.step += 1
-            decay = min(cfg.ema_decay, (1 + self.step) / (10 + self.step))
-            with torch.no_grad():
-                torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
-            self.elapsed = before + time.monotonic() - start
+            terms = self.train_step()
+            self.elapsed = self.agreed(before + time.monotonic() - start)
             bar.update()
+            if self.step % 20 == 0:
+                terms = self.accelerator.reduce(terms, "mean")
             if main and self.step % 20 == 0:
                 values = {k: round(v.item(), 4) for k, v in terms.items()}
-                done = (self.step - first) * cfg.batch_size * self.accelerator.num_processes
+                done = (self.step - first) * self.global_batch
                 speed = done / (time.monotonic() - start)
                 bar.set_postfix({**values, "clips/s": round(speed, 2)}, refresh=False)
                 with (self.out / "log.jsonl").open("a") as log:
@@ -148,16 +206,84 @@ class Trainer:
                     log.write(json.dumps(row) + "\n")
             if main and self.step % cfg.save_every == 0:
                 self.save()
-            if main and self.sample and self.step % cfg.sample_every == 0:
+            if main and self.sample and cfg.sample_every and self.step % cfg.sample_every == 0:
                 self.draw(self.out / f"samples-{self.step:06d}.png")
         bar.close()
         if main:
             self.save()
         self.swap_ema()
-        if main and self.sample:
+        if main and self.sample and cfg.sample_every:
             with torch.no_grad():
                 self.sample(self.out / "samples-final.png")
         return self.raw
+
+    def train_step(self) -> dict[str, Tensor]:
+        """One update of the weights and of their averages; returns the terms of this process's last part."""
+        cfg = self.config
+        progress = self.step / cfg.steps
+        if cfg.minutes:
+            progress = max(progress, self.elapsed / (cfg.minutes * 60))
+        rate = cfg.final_rate + (1 - cfg.final_rate) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
+        for group in self.optimiser.param_groups:
+            group["lr"] = cfg.learning_rate * rate * min(1.0, (self.step + 1) / cfg.warmup_steps)
+        for self.part in range(cfg.accumulation):
+            last = self.part == cfg.accumulation - 1
+            # Processes exchange their gradients once a step, after the last part.
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(self.module):
+                terms = self.loss(self.module, torch.Generator().manual_seed(self.seed), self.step)
+                self.accelerator.backward(terms["loss"] / cfg.accumulation)
+        self.accelerator.clip_grad_norm_(list(self.parameters.values()), cfg.clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        self.step += 1
+        decay = min(cfg.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
+        return {name: term.detach() for name, term in terms.items()}
+
+    def agreed(self, seconds: float) -> float:
+        """The first process's clock: all must stop at the same step."""
+        if self.accelerator.num_processes == 1 or not self.config.minutes:
+            return seconds
+        return float(broadcast(torch.tensor(seconds, device=self.accelerator.device)))
+
+    def dry_run(self) -> dict[str, Any]:
+        """Time one step, after one that does not count, and count what memory holds; nothing is written.
+
+        Returns:
+            ``parameters``; ``batch``; ``counted_gb`` (weights, gradients, optimiser and averages of this process,
+            from their sizes); ``peak_gb`` (measured: the device's memory, or this process's on a CPU);
+            ``seconds_per_step`` (measured) and ``hours`` of the whole schedule.
+        """
+        cuda = self.accelerator.device.type == "cuda"
+        self.train_step()
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter()
+        self.train_step()
+        if cuda:
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - start
+        trainable = sum(p.numel() for p in self.parameters.values())
+        total = sum(p.numel() for p in self.raw.parameters())
+        held = sum(p.numel() * p.element_size() for p in self.raw.parameters())
+        gradients = sum(p.numel() * p.element_size() for p in self.parameters.values())
+        counted = {"weights": held, "gradients": gradients, "optimiser": 2 * gradients, "averages": gradients}
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        cfg = self.config
+        batch = {"process": cfg.batch_size, "accumulation": cfg.accumulation, "global": self.global_batch}
+        return {
+            "device": str(self.accelerator.device),
+            "processes": self.accelerator.num_processes,
+            "precision": self.accelerator.mixed_precision,
+            "parameters": {"trainable": trainable, "frozen": total - trainable},
+            "batch": batch,
+            "counted_gb": {name: round(size / 1e9, 3) for name, size in counted.items()},
+            "peak_gb": round(peak / 1e9, 3),
+            "seconds_per_step": round(seconds, 3),
+            "hours": round(cfg.minutes / 60 if cfg.minutes else seconds * cfg.steps / 3600, 2),
+        }
 
     def draw(self, path: Path) -> None:
         """Write a sample sheet made with the averaged weights."""
@@ -167,11 +293,25 @@ class Trainer:
         self.swap_ema()
 
 
+def checkpoint_blocks(module: nn.Module) -> None:
+    """Let every diffusers model in ``module`` that can do so keep no activations of its blocks.
+
+    Raises:
+        ValueError: where none can.
+    """
+    models = [part for part in module.modules() if isinstance(part, ModelMixin)]
+    able = [part for part in models if part._supports_gradient_checkpointing]
+    if not able:
+        raise ValueError(f"gradient_checkpointing: {type(module).__name__} cannot compute its blocks again")
+    for part in able:
+        part.enable_gradient_checkpointing()
+
+
 def trainer_config(values: dict, **defaults) -> TrainerConfig:
     """The stage's defaults with what the user's configuration changes.
 
     Raises:
-        ValueError: for a setting that does not exist.
+        ValueError: for a setting that does not exist, or a value that cannot be.
     """
     known = asdict(TrainerConfig())
     for name in values:

@@ -1,0 +1,94 @@
+"""What the page looks like: theme, style sheet with the class pictures, and the small pieces of HTML."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+import numpy as np
+from PIL import Image
+
+from avdit.demo.service import Chunk
+
+ASSETS = Path(__file__).resolve().parents[2] / "assets"
+STRIP_HEIGHT = 160  # pixels of the preview
+
+INTRO = """# AV-DiT
+A short video **and its sound**, made together by one diffusion transformer that learned from images only;
+light adapters teach it time and sound ([paper](https://arxiv.org/abs/2406.07686))."""
+
+
+def theme() -> gr.themes.Base:
+    """Teal on slate, light and dark. Fonts are those of the visitor's own system: nothing comes from another server."""
+    return gr.themes.Base(
+        primary_hue="teal",
+        secondary_hue="amber",
+        neutral_hue="slate",
+        radius_size="lg",
+        font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
+        font_mono=["ui-monospace", "Consolas", "monospace"],
+    ).set(
+        body_background_fill="*neutral_100",
+        body_background_fill_dark="*neutral_950",
+        block_background_fill="white",
+        block_background_fill_dark="*neutral_900",
+        block_border_width="1px",
+        block_border_color="*neutral_200",
+        block_border_color_dark="*neutral_800",
+        block_title_text_weight="600",
+        # Both keep a contrast of 4.5 to 1 and more between the words and what is behind them.
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        button_primary_background_fill_dark="*primary_700",
+        button_primary_background_fill_hover_dark="*primary_600",
+        button_primary_text_color="white",
+        slider_color="*primary_600",
+    )
+
+
+def style_sheet(classes: Sequence[str]) -> str:
+    """assets/style.css, and a picture on the choice of each class that has one in assets/classes."""
+    rules = [(ASSETS / "style.css").read_text()]
+    for label in classes:
+        picture = ASSETS / "classes" / f"{label.replace(' ', '-')}.jpg"
+        if picture.is_file():
+            data = base64.b64encode(picture.read_bytes()).decode()
+            rules.append(
+                f'#classes label:has(input[value="{label}"])::before '
+                f'{{ background-image: url("data:image/jpeg;base64,{data}"); }}'
+            )
+    return "\n".join(rules)
+
+
+def picture_data(frames: np.ndarray) -> str:
+    """Frames (N, H, W, 3) in [0, 1] side by side, as the address of a JPEG."""
+    strip = Image.fromarray((np.concatenate(list(frames), axis=1).clip(0, 1) * 255).astype(np.uint8))
+    strip = strip.resize((round(strip.width * STRIP_HEIGHT / strip.height), STRIP_HEIGHT))
+    file = io.BytesIO()
+    strip.save(file, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def status(text: str, step: int = 0, steps: int = 0, preview: str | None = None) -> str:
+    """A line that screen readers announce; while steps are done, with a bar and a look at the picture."""
+    parts = []
+    if preview:
+        parts.append(f'<img src="{preview}" alt="What the picture is becoming, at step {step} of {steps}">')
+    if steps:
+        parts.append(f'<progress max="{steps}" value="{step}" aria-label="Steps done"></progress>')
+    parts.append(f'<p role="status">{html.escape(text)}</p>')
+    return "".join(parts)
+
+
+def stream_line(chunk: Chunk) -> str:
+    """How a stream does, in one line."""
+    line = (
+        f"{chunk.class_label}: {chunk.windows} windows made, {chunk.seconds:.1f} s · {chunk.speed:.2f} × real time · "
+        f"first picture after {chunk.first_picture_s:.1f} s · {chunk.ahead_s:.1f} s buffered"
+    )
+    if chunk.speed < 1:
+        line += " · slower than real time here, so it pauses between pieces"
+        line += "; fewer steps make it faster" if chunk.steps > 2 else ""
+    return line

@@ -1,0 +1,144 @@
+"""What the stages train on: the latents of rendered clips, or of a folder of mp4 files, made where they are missing.
+
+Every process makes its share of the shards; all must see the same cache folder.
+"""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+
+from avdit.data.clips import label_of
+from avdit.data.folders import FolderSettings, LatentCache, found_classes, split_files
+from avdit.data.latents import RandomShards, Shards, encode_shards, render_shards
+from avdit.data.scenes import CLASSES
+from avdit.geometry import ClipGeometry
+from avdit.models.audio_codec import AudioCodec
+from avdit.models.video_codec import VideoCodec
+from avdit.training.trainer import processes
+
+
+@dataclass
+class TrainingData:
+    shards: Shards | RandomShards
+    video_codec: VideoCodec
+    audio_codec: AudioCodec
+    geometry: ClipGeometry
+    classes: list[str]
+    told: dict[str, Any]  # what a dry run says of it
+
+
+def clip_geometry(values: dict[str, Any]) -> ClipGeometry:
+    """The geometry with the fields in ``values``; those of ``avdit-xs`` where they are left out.
+
+    Raises:
+        ValueError: for a field that does not exist, or sizes that do not divide.
+    """
+    known = [field.name for field in fields(ClipGeometry)]
+    for name in values:
+        if name not in known:
+            raise ValueError(f"unknown geometry setting {name!r}: choose from {', '.join(known)}")
+    return ClipGeometry(**values)
+
+
+def my_share() -> tuple[slice, PartialState]:
+    """Which items of a list this process works on: every so-manieth, from its own place on."""
+    state = processes()
+    return slice(state.process_index, None, state.num_processes), state
+
+
+def load_codecs(folder: Path, geometry: ClipGeometry) -> tuple[VideoCodec, AudioCodec]:
+    """``video_codec`` and ``audio_codec`` of a folder, on this process's device.
+
+    Raises:
+        ValueError: where they are missing or make latents of another size than ``geometry``'s.
+    """
+    for name in ("video_codec", "audio_codec"):
+        if not (folder / name / "config.json").is_file():
+            raise ValueError(f"{folder} has no {name}: give a folder of trained codecs or of a pipeline")
+    device = processes().device
+    video = VideoCodec.from_pretrained(folder / "video_codec").to(device).eval()
+    audio = AudioCodec.from_pretrained(folder / "audio_codec").to(device).eval()
+    for codec, channels in ((video, geometry.video_channels), (audio, geometry.audio_channels)):
+        if codec.channels != channels:
+            raise ValueError(f"{type(codec).__name__} of {folder} makes {codec.channels} channels, not {channels}")
+    return video, audio
+
+
+def training_data(
+    config: dict, out: Path, geometry: ClipGeometry, classes: list[str] | None = None, dry_run: bool = False
+) -> TrainingData:
+    """The latents that ``config`` asks for.
+
+    Args:
+        config: ``codecs`` (folder), ``cache`` (folder; ``out`` by default), and ``data`` (see
+            :class:`FolderSettings`) or ``clips``, the number of clips to be rendered of each class.
+        classes: Those of the model, where it has some already.
+        dry_run: Write nothing: noise takes the place of the latents, and ``told`` says what there is to encode.
+
+    Raises:
+        ValueError: for data or codecs that cannot be used, in one sentence.
+    """
+    settings = FolderSettings.of(config["data"]) if config.get("data") else None
+    cache = Path(config.get("cache", out))
+    if settings is None:
+        video, audio = load_codecs(Path(config["codecs"]), geometry)
+        classes = classes or list(CLASSES)
+        if dry_run:
+            told = {"rendered_clips": config["clips"] * len(CLASSES)}
+            return TrainingData(RandomShards(geometry, len(classes)), video, audio, geometry, classes, told)
+        return TrainingData(rendered(config, cache, video, audio), video, audio, geometry, classes, {})
+
+    train, test = split_files(settings)
+    found = found_classes(settings, train)
+    classes = classes or found
+    for name in settings.classes or ():
+        if name not in classes:
+            raise ValueError(f"class {name!r} is none of the model's: {', '.join(classes)}")
+    train = [path for path in train if label_of(path) in set(classes) & set(found)]
+    if not train:
+        raise ValueError(
+            f"no file in {settings.folder} is of the model's classes {', '.join(classes)}: found {', '.join(found)}"
+        )
+    video, audio = load_codecs(Path(config["codecs"]), geometry)
+    counts = Counter(label_of(path) for path in train)
+    told = {"files": len(train), "test_files": len(test), "files_by_class": dict(sorted(counts.items()))}
+    if dry_run:
+        told["encode_seconds_per_clip"] = encode_seconds(video, audio, geometry)
+        return TrainingData(RandomShards(geometry, len(classes)), video, audio, geometry, classes, told)
+    codecs, share = (video, audio), my_share()
+    latents = LatentCache(
+        cache / "latents", settings.folder, train, classes, geometry, codecs, settings.files_per_shard
+    )
+    latents.build(share[0], settings.workers)
+    share[1].wait_for_everyone()
+    told["clips"] = latents.finish()
+    return TrainingData(Shards(cache / "latents"), video, audio, geometry, classes, told)
+
+
+def rendered(config: dict, cache: Path, video: VideoCodec, audio: AudioCodec) -> Shards:
+    """The latents of the procedural clips."""
+    share, state = my_share()
+    if config["clips"]:
+        render_shards(cache / "clips", config["clips"], share=share)
+        state.wait_for_everyone()
+    if (cache / "clips").is_dir():
+        encode_shards(cache / "clips", cache / "latents", video, audio, share)
+        state.wait_for_everyone()
+    return Shards(cache / "latents")
+
+
+@torch.no_grad()
+def encode_seconds(video: VideoCodec, audio: AudioCodec, geometry: ClipGeometry) -> float:
+    """Seconds in which both codecs encode one clip of noise, measured once after a run that does not count."""
+    frames = torch.rand(1, geometry.frames, 3, geometry.height, geometry.width).to(video.device, video.dtype)
+    sound = torch.rand(1, geometry.samples).to(audio.device) - 0.5
+    for _ in range(2):
+        start = time.perf_counter()
+        video.encode(frames * 2 - 1).cpu()
+        audio.encode(sound).cpu()
+    return round(time.perf_counter() - start, 3)

@@ -1,0 +1,109 @@
+"""The named endpoints, as gradio_client uses them."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demo_helpers import clip_of
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+
+from avdit.media import probe, read_audio, read_recipe, read_video
+
+QUICK = {"class_label": "thunder", "steps": 1}
+# AVDIT_LOAD=1 makes a load test of it.
+CLIENTS, REQUESTS = (8, 10) if os.environ.get("AVDIT_LOAD") else (4, 2)
+
+
+def test_endpoints_and_their_parameters_are_documented(client):
+    info = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(info) == {"/generate", "/stream", "/video_to_audio", "/audio_to_video", "/animate"}
+    for name, endpoint in info.items():
+        for parameter in endpoint["parameters"]:
+            if parameter["parameter_name"] not in ("video", "audio", "image"):
+                assert parameter["parameter_has_default"], (name, parameter["parameter_name"])
+
+
+def test_same_seed_gives_the_same_clip(client):
+    wanted = {"class_label": "thunder", "steps": 2, "seed": "11"}  # a seed that is given is used
+    first, second = (client.predict(**wanted, api_name="/generate") for _ in "ab")
+    assert first[1] == "11"
+    assert Path(clip_of(first)).read_bytes() == Path(clip_of(second)).read_bytes()
+    recipe = read_recipe(clip_of(first))
+    assert (recipe["class"], recipe["seed"], recipe["steps"]) == ("thunder", 11, 2)
+    assert Path(first[3]).suffix == ".wav"
+
+
+def test_seed_is_drawn_where_none_is_given(client):
+    first, second = (client.predict(**QUICK, api_name="/generate") for _ in "ab")
+    assert first[1] != second[1] and first[2]["seed"] == int(first[1])
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "field", "file"),
+    [("/video_to_audio", "video", "video"), ("/audio_to_video", "audio", "sound"), ("/animate", "image", "picture")],
+)
+def test_clip_is_made_from_the_given_file(client, media_files, endpoint, field, file):
+    path = getattr(media_files, file)
+    made = client.predict(**QUICK, seed="1", **{field: handle_file(path)}, api_name=endpoint)
+    clip = clip_of(made)
+    assert read_recipe(clip)[field] == path.name
+    assert float(probe(clip)["format"]["duration"]) == pytest.approx(1.6, abs=0.1)
+    if field == "video":  # the visitor's own picture, with a sound
+        size = {"fps": 10, "height": 256, "width": 256, "max_frames": 16}
+        assert np.abs(read_video(clip, **size) - read_video(path, **size)).mean() < 0.05
+    if field == "audio":
+        sounds = [read_audio(file, sampling_rate=16000, max_samples=24000) for file in (clip, path)]
+        tones = [np.abs(np.fft.rfft(sound)).argmax() for sound in sounds]
+        assert tones[0] == tones[1] == round(440 * 1.5)
+
+
+def test_stream_gives_piece_after_piece(client):
+    pieces = list(client.submit(**QUICK, windows=3, api_name="/stream"))
+    assert len(pieces) >= 2 and "windows made" in pieces[-1][1]
+    assert all(float(probe(path)["format"]["duration"]) > 1 for path, _ in pieces)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"seed": "-1"}, "seed -1 must be a whole number from 0"),
+        ({"seed": str(2**70)}, "must be a whole number from 0"),
+        ({"seed": "seven"}, "seed 'seven' must be"),
+        ({"steps": 2.5}, "steps 2.5 must be a whole number"),
+        ({"steps": 1e300}, "must be a whole number from 1 to 100"),
+        ({"guidance": 1e9}, "must be a number from 1 to 10"),
+        ({"seconds": 1000}, "seconds 1000 must be a number from 0.1 to 60"),
+        ({"class_label": "thundr"}, "unknown class 'thundr'"),
+    ],
+)
+def test_bad_request_is_a_sentence(client, wrong, message):
+    with pytest.raises(AppError, match=message):
+        client.predict(**QUICK | wrong, api_name="/generate")
+
+
+def test_file_that_is_no_video_is_named_without_its_folder(client, media_files):
+    with pytest.raises(AppError) as error:
+        client.predict(**QUICK, video=handle_file(media_files.text), api_name="/video_to_audio")
+    assert "notes.mp4" in str(error.value) and "/" not in str(error.value)
+
+
+def test_clients_at_once_get_their_own_clips(address):
+    """Nothing is lost or mixed up: every answer bears the class and the seed that were asked for."""
+
+    def ask(number):
+        client = Client(address, verbose=False)
+        made = []
+        for k in range(REQUESTS):
+            label = ("thunder", "raining")[(number + k) % 2]
+            answer = client.predict(class_label=label, steps=1, seed=str(100 * number + k), api_name="/generate")
+            made.append((label, 100 * number + k, read_recipe(clip_of(answer)), Path(clip_of(answer)).read_bytes()))
+        return made
+
+    with ThreadPoolExecutor(CLIENTS) as pool:
+        answers = [answer for made in pool.map(ask, range(CLIENTS)) for answer in made]
+    assert len(answers) == CLIENTS * REQUESTS and len({clip for *_, clip in answers}) == len(answers)
+    for label, seed, recipe, _ in answers:
+        assert (recipe["class"], recipe["seed"]) == (label, seed)

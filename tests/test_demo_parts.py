@@ -1,0 +1,125 @@
+"""What the page is made of, without a server: plots, links, looks, the machine, the front matter of a Space."""
+
+import os
+import re
+import sys
+import time
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from urllib.parse import parse_qsl
+
+import gradio
+import numpy as np
+import pytest
+import torch
+from demo_helpers import ROOT
+from huggingface_hub import RepoCard
+
+from avdit.data.scenes import ALL_CLASSES, CLASSES
+from avdit.demo.links import link_of, read_link
+from avdit.demo.looks import ASSETS, picture_data, status, style_sheet
+from avdit.demo.machine import usable_cores, use_bfloat16
+from avdit.demo.plots import onsets, synchrony_figure
+from avdit.demo.service import Finished, Service, parse_seed
+from avdit.generate import Request
+
+COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
+
+
+def test_onsets_are_where_the_clicks_are():
+    audio = np.zeros(25600, np.float32)
+    for time_s in (0.4, 0.9, 1.3):
+        start = round(time_s * 16000)
+        audio[start : start + 400] = np.random.default_rng(0).standard_normal(400) * np.linspace(0.5, 0, 400)
+    np.testing.assert_allclose(onsets(audio, 16000), [0.4, 0.9, 1.3], atol=0.03)
+    assert len(onsets(np.zeros(25600, np.float32), 16000)) == 0
+
+
+def test_figure_of_a_silent_still_clip_is_drawn(tmp_path):
+    still = SimpleNamespace(frames=np.zeros((16, 8, 8, 3)), audio=np.zeros(25600), fps=10, sampling_rate=16000)
+    synchrony_figure(still).savefig(tmp_path / "still.png")
+
+
+def test_link_gives_the_recipe_back():
+    recipe = {"class": "wind noise", "seed": 2**62, "steps": 3, "guidance": 2.5, "sampler": "dpm++", "seconds": 4.0}
+    asked = read_link(dict(parse_qsl(link_of(recipe, "picture")[1:])), list(CLASSES), ["generate", "picture"])
+    request = asked.request
+    assert asked.mode == "picture" and request.class_label == "wind noise" and request.seed == 2**62
+    assert (request.steps, request.guidance, request.sampler, request.seconds) == (3, 2.5, "dpm++", 4)
+    assert read_link({}, list(CLASSES), ["generate"]) is None
+
+
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [
+        ({"class": "thundr"}, "unknown class 'thundr'"),
+        ({"class": "thunder", "steps": "nan"}, "steps nan must be"),
+        ({"class": "thunder", "seed": "x"}, "seed 'x' must be"),
+        ({"class": "thunder", "mode": "y"}, "mode 'y' in the link must be one of generate"),
+    ],
+)
+def test_wrong_link_is_named(query, message):
+    with pytest.raises(ValueError, match=message):
+        read_link(query, list(CLASSES), ["generate"])
+
+
+def test_every_class_has_a_small_picture():
+    for label in ALL_CLASSES:
+        picture = ASSETS / "classes" / f"{label.replace(' ', '-')}.jpg"
+        assert 1000 < picture.stat().st_size < 15_000, label
+    assert style_sheet(CLASSES).count("data:image/jpeg") == len(CLASSES)
+
+
+def test_status_is_announced_and_escaped():
+    line = status("a <b>", 3, 12, picture_data(np.zeros((4, 32, 32, 3), np.float32)))
+    assert 'role="status">a &lt;b&gt;<' in line and 'value="3"' in line and "at step 3 of 12" in line
+    assert "progress" not in status("done")
+
+
+def test_number_format_is_measured_quickly():
+    begun = time.monotonic()
+    assert use_bfloat16(torch.device("cpu")) in (True, False)
+    assert time.monotonic() - begun < 10
+
+
+def test_no_more_threads_than_cores():
+    assert 1 <= usable_cores() <= os.cpu_count()
+
+
+def test_front_matter_is_what_spaces_accepts():
+    data = RepoCard.load(ROOT / "README.md").data.to_dict()
+    assert data["sdk"] == "gradio" and data["sdk_version"] == gradio.__version__
+    assert (ROOT / data["app_file"]).is_file()
+    assert data["colorFrom"] in COLOURS and data["colorTo"] in COLOURS
+    assert len(data["short_description"]) <= 60 and len(data["emoji"]) <= 2
+    assert re.fullmatch(r"3\.\d+", data["python_version"]) and data["license"] == "apache-2.0"
+
+
+def test_lent_gpu_is_asked_for(tiny_checkpoint, monkeypatch):
+    """On ZeroGPU the work runs inside ``spaces.GPU``, which cannot be handed what lives in this process."""
+    lent = ModuleType("spaces")
+    lent.__spec__ = ModuleSpec("spaces", None)
+    calls = []
+
+    def gpu(function, duration):
+        def lend(*arguments):
+            calls.append((duration, arguments))
+            yield from function(*arguments)
+
+        return lend
+
+    lent.GPU = gpu
+    monkeypatch.setitem(sys.modules, "spaces", lent)
+    monkeypatch.setenv("SPACES_ZERO_GPU", "1")
+    *_, last = Service(tiny_checkpoint, bfloat16=False).run(Request("thunder", seed=1, steps=1), "visitor")
+    assert isinstance(last, Finished) and last.video.exists()
+    [(duration, arguments)] = calls
+    assert duration >= 60 and arguments == (Request("thunder", seed=1, steps=1), False, "visitor", None)
+
+
+@pytest.mark.parametrize("text", ["1.5", "", "x" * 500, "9" * 5000, "-1", str(2**63)])
+def test_wrong_seed_is_named_shortly(text):
+    with pytest.raises(ValueError, match="must be a whole number from 0") as error:
+        parse_seed(text)
+    assert len(str(error.value)) < 150
+    assert parse_seed(" 7 ") == 7

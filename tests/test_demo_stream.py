@@ -1,0 +1,206 @@
+"""The endless stream: it plays, follows the visitor, stops, and leaves nothing behind."""
+
+import multiprocessing
+import re
+import subprocess
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from demo_helpers import PATIENCE, open_page, press, screenshot, set_number, status_has, tab, wait_until
+from gradio_client import Client
+from playwright.sync_api import expect
+
+from avdit.demo.service import Chunk, Service
+from avdit.demo.turns import Turns
+from avdit.demo.ui import create_demo
+from avdit.generate import Request, Stopped
+from avdit.media import ensure_ffmpeg, probe, read_audio
+from avdit.streaming import OVERLAP, CleanEstimate, windows
+
+
+def play(page, seconds):
+    page.wait_for_function(f"document.querySelector('#live video')?.currentTime > {seconds}", timeout=PATIENCE)
+
+
+def test_stream_plays_follows_a_class_change_and_stops(page, tmp_path):
+    playlists = []
+    page.on("response", lambda r: playlists.append(r.url) if "playlist.m3u8" in r.url else None)
+    tab(page, "Endless stream")
+    set_number(page, "Steps", 1)
+    page.get_by_role("radio", name="thunder").check()
+    press(page, "Start the stream")
+    status_has(page, "thunder: 1 windows made")
+    play(page, 0.5)
+    page.get_by_role("radio", name="raining").check()
+    status_has(page, re.compile(r"raining: \d+ windows made.*× real time.*first picture after.*buffered"))
+    screenshot(page, "stream")
+    play(page, 2.5)
+    assert page.locator("#live video").evaluate("v => v.webkitAudioDecodedByteCount") > 0
+    press(page, "Stop")
+    status_has(page, "stopped")
+    time.sleep(1)
+    expect(page.locator("#status")).to_contain_text("stopped")  # nothing more comes
+
+    # What the browser fetched: picture and sound lie together and without a gap.
+    ensure_ffmpeg()
+    listing = page.request.get(playlists[-1]).text()
+    assert listing.rstrip().endswith("#EXT-X-ENDLIST")
+    segments = [line for line in listing.splitlines() if line.endswith(".ts")]
+    assert len(segments) >= 2
+    whole = tmp_path / "whole.ts"
+    whole.write_bytes(b"".join(page.request.get(playlists[-1].rsplit("/", 1)[0] + "/" + s).body() for s in segments))
+    packets = {}
+    for kind in ("v", "a"):
+        asked = ["ffprobe", "-v", "error", "-select_streams", kind, "-show_entries", "packet=pts_time,duration_time"]
+        rows = subprocess.run([*asked, "-of", "csv=p=0", whole], capture_output=True, text=True, check=True).stdout
+        packets[kind] = np.array(sorted(tuple(map(float, r.split(",")[:2])) for r in rows.split() if "N/A" not in r))
+    for kind, step in (("v", 0.1), ("a", packets["a"][0, 1])):
+        assert np.abs(np.diff(packets[kind][:, 0]) - step).max() < 0.04
+    start = packets["a"][0].sum()  # the first packet of an AAC stream is the encoder's own delay
+    assert abs(packets["v"][0, 0] - start) <= 0.04
+
+
+@pytest.fixture(scope="module")
+def service(tiny_checkpoint):
+    ensure_ffmpeg()
+    return Service(tiny_checkpoint, bfloat16=False)
+
+
+@pytest.fixture(scope="module")
+def local(service):
+    """The address of a page in this process, round ``service``, whose state can be looked at."""
+    demo = create_demo(service)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    yield url.rstrip("/")
+    demo.close()
+
+
+def test_closed_tab_frees_everything_at_once(service, local, browser):
+    threads = threading.active_count()
+    page = open_page(browser, local)
+    tab(page, "Endless stream")
+    set_number(page, "Steps", 100)
+    press(page, "Start the stream")
+    status_has(page, "of 100")
+    page.close()
+    # Two seconds are the promise; the rest is for a machine that is busy with other things.
+    wait_until(lambda: not service.running and not service.turns._waiting, 2 + 4, "the work of a closed tab goes on")
+    wait_until(lambda: not list(service.folder.iterdir()), 2 + 4, "its files stay")
+    wait_until(lambda: threading.active_count() <= threads + 6, 6, "its threads stay")  # the server keeps a few
+
+
+def _listen(address, started):
+    job = Client(address, verbose=False).submit(class_label="thunder", steps=1, windows=500, api_name="/stream")
+    for _ in job:
+        started.set()
+
+
+def test_client_that_dies_mid_stream_frees_everything(service, local):
+    context = multiprocessing.get_context("spawn")
+    started = context.Event()
+    listener = context.Process(target=_listen, args=(local, started), daemon=True)
+    listener.start()
+    wait_until(started.is_set, 120, "no piece came")
+    assert service.running
+    listener.kill()
+    wait_until(lambda: not service.running and not service.turns._waiting, 4, "the work of a dead client goes on")
+
+
+def test_chunks_follow_live_changes_and_their_files_go(service):
+    chunks, seen = [], []
+    for report in service.run(Request("thunder", seed=1, steps=1), "visitor", endless=True):
+        if isinstance(report, Chunk):
+            assert not any(c.video.exists() for c in chunks)
+            chunks.append(report)
+            seen.append(probe(report.video)["format"]["duration"])
+            if len(chunks) == 1:
+                service.change("visitor", class_label="raining", steps=2)
+            if report.class_label == "raining":
+                service.stop("visitor")
+    assert chunks[0].class_label == "thunder" and chunks[-1].class_label == "raining"
+    assert float(seen[0]) == pytest.approx(1.2, abs=0.05) and chunks[0].seconds == pytest.approx(1.2)
+    assert chunks[-1].seconds == pytest.approx(chunks[-1].windows * 1.2)
+    wait_until(lambda: not any(c.video.exists() for c in chunks), 20, "a stream's files stay behind")
+    assert not service.running and not service.live
+
+
+def test_closing_the_iterator_ends_the_work(service):
+    before = threading.active_count()
+    reports = service.run(Request("thunder", steps=50), "visitor", endless=True)
+    next(reports)
+    reports.close()
+    wait_until(lambda: threading.active_count() <= before, 20, "the worker goes on")
+
+
+def test_stream_and_clip_take_turns(service):
+    """A clip asked for while a stream runs is made between two of its windows."""
+    stream = service.run(Request("thunder", seed=1, steps=2), "one", endless=True)
+    next(stream)
+    made = [r for r in service.run(Request("raining", seed=3, steps=2), "two")][-1].result
+    stream.close()
+    alone = [r for r in service.run(Request("raining", seed=3, steps=2), "two")][-1].result
+    assert np.array_equal(made.frames, alone.frames) and np.array_equal(made.audio, alone.audio)
+
+
+def test_turns_are_fair_and_can_be_called_off():
+    turns, order, gone = Turns(), [], threading.Event()
+
+    def work(name):
+        with turns.turn(lambda: False):
+            order.append(name)
+
+    def leave():
+        with pytest.raises(Stopped), turns.turn(gone.is_set):
+            order.append("never")
+
+    threads = []
+    with turns.turn(lambda: False):
+        for target, arguments in ((work, "a"), (leave, None), (work, "b")):
+            threads.append(threading.Thread(target=target, args=(arguments,) if arguments else ()))
+            threads[-1].start()
+            wait_until(lambda: len(turns._waiting) == len(threads) + 1, 10, "no one waits")  # noqa: B023
+        gone.set()
+        threads[1].join(10)
+    for thread in threads:
+        thread.join(10)
+    assert order == ["a", "b"]
+
+
+def test_windows_are_as_long_in_sound_as_in_picture_and_dissolve(tiny_pipeline):
+    labels = iter(["thunder", "thunder", "raining", "raining"])
+
+    def settings():
+        return {"class_labels": next(labels), "num_inference_steps": 1, "guidance_scale": 1.0}
+
+    made = list(windows(tiny_pipeline, settings, torch.Generator().manual_seed(0), 4))
+    assert [len(f) for f, _ in made] == [12, 12, 12, 16]
+    assert all(len(audio) == len(frames) * 1600 for frames, audio in made)
+    joint = made[2][0]  # the old scene gives way frame by frame
+    steps = np.abs(np.diff(np.concatenate([made[1][0][-1:], joint[: OVERLAP + 1]]), axis=0)).mean((1, 2, 3))
+    assert steps.max() < 3 * steps.mean()
+
+
+def test_clean_estimate_is_exact_where_the_clean_picture_is_known(tiny_pipeline):
+    """Along a path of known picture and noise the estimate is that picture, at every step."""
+    scheduler = tiny_pipeline.scheduler
+    scheduler.set_timesteps(8)
+    clean, noise = torch.randn(2, 1, 16, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    alphas = [scheduler.alphas_cumprod[t].item() for t in scheduler.timesteps] + [1.0]
+    estimate = CleanEstimate()
+    for k in range(8):
+        latents = alphas[k + 1] ** 0.5 * clean + (1 - alphas[k + 1]) ** 0.5 * noise
+        found = estimate.update(tiny_pipeline, k, latents)
+        if k:
+            torch.testing.assert_close(found, clean, atol=2e-3, rtol=1e-2)
+
+
+def test_read_audio_of_a_chunk_has_no_leading_gap(service):
+    """The sound of a stream's first piece starts with its picture."""
+    for report in service.run(Request("thunder", seed=1, steps=1), "visitor", endless=True):
+        if isinstance(report, Chunk):
+            sound = read_audio(report.video, sampling_rate=16000)
+            assert len(sound) == pytest.approx(19200, abs=1100)
+            return
