@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.utils.logging import disable_progress_bar
 from safetensors import SafetensorError, safe_open
 
 from avdit import media
@@ -133,6 +134,7 @@ def load_pipeline(checkpoint: Path = DEFAULT_CHECKPOINT, device: str = "cpu") ->
         ValueError: for a checkpoint or a device that cannot be used.
     """
     weight_files(checkpoint)
+    disable_progress_bar()  # of the loading, which takes less than a second
     try:
         target = torch.device(device)
         torch.empty(1, device=target)

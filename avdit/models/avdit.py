@@ -76,7 +76,8 @@ class AVDiT(ModelMixin, ConfigMixin):
             classes: The backbone's class that each class starts from; its own order where it has as many classes,
                 else its unconditional class for all.
         """
-        model = cls(dit=dict(backbone.config), geometry=geometry.as_dict(), **config)
+        shape = {k: v for k, v in backbone.config.items() if not k.startswith("_")}
+        model = cls(dit=shape, geometry=geometry.as_dict(), **config)
         model.backbone.load_state_dict(backbone.state_dict())
         count, known = model.config.num_classes, backbone.config.num_classes
         if classes is None:

@@ -17,6 +17,7 @@ from avdit.data.scenes import CLASSES
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.codec import LatentCodec
+from avdit.models.features import ImageFeatures, feature_distance
 from avdit.models.video_codec import VideoCodec
 from avdit.training.data import my_share
 from avdit.training.sheets import image_grid, save_png
@@ -27,6 +28,7 @@ DEFAULTS = {
     "crop": 128,  # pixels
     "kl_weight": 1e-6,
     "detail": 4.0,  # extra weight where the picture has fine detail
+    "perceptual": 0.25,  # weight of the distance of ImageNet features, on half of each batch; 0: none
     "video": {"steps": 20000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
     "audio": {"steps": 6000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
     "parts": ["audio", "video"],
@@ -81,7 +83,16 @@ def train_video(
         # Detail takes weight from flat areas, whose colour the eye still sees.
         colour = F.avg_pool2d(y - x, 8).abs().mean()
         total = error + 0.5 * grid + colour + config["kl_weight"] * kl
-        return {"loss": total, "l1": error.detach(), "kl": kl.detach()}
+        terms = {"l1": error.detach(), "kl": kl.detach()}
+        if features is not None:
+            half = (len(x) + 1) // 2  # these features cost as much as the codec itself
+            with trainer.accelerator.autocast():
+                with torch.no_grad():
+                    wanted = features(x[:half])
+                distance = feature_distance(features(y[:half]), wanted).mean()
+            total = total + config["perceptual"] * distance
+            terms["features"] = distance.detach()
+        return {"loss": total, **terms}
 
     def sheet(path: Path) -> None:
         x = draw(torch.Generator().manual_seed(1), 9, None).to(trainer.accelerator.device)
@@ -91,6 +102,7 @@ def train_video(
         save_png(image_grid(torch.cat([x, y]) / 2 + 0.5, 9), path)
 
     trainer = Trainer(Reconstruction(codec), loss, settings, out, sheet)
+    features = ImageFeatures().to(trainer.accelerator.device) if config["perceptual"] else None
     if dry_run:
         return trainer.dry_run()
     if resume:
