@@ -7,6 +7,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from avdit.data.scenes import HELD_OUT, render_clip
 from avdit.models.audio_codec import AudioCodec
+from avdit.models.features import ImageFeatures, feature_distance
 from avdit.models.video_codec import VideoCodec
 
 TINY = {"block_out_channels": (32,) * 4, "down_block_types": ("DownEncoderBlock2D",) * 4}
@@ -103,3 +104,14 @@ def test_vocoder_keeps_onsets_and_spectrum(clip):
         return (energy[..., 2:] - energy[..., :-2]).argmax().item() / 100
 
     assert abs(loudest_rise(sound[0]) - loudest_rise(clip.audio)) <= 0.03
+
+
+def test_feature_distance_minds_lost_detail_more_than_a_shift_of_colour(clip):
+    frames = clip.frames[::4].permute(0, 3, 1, 2) * 2 - 1
+    features = ImageFeatures()
+    blurred = torch.nn.functional.avg_pool2d(frames, 7, 1, 3, count_include_pad=False)
+    error = (blurred - frames).abs().mean()
+    with torch.no_grad():
+        wanted = features(frames)
+        same, soft, shifted = (feature_distance(features(x), wanted).mean() for x in (frames, blurred, frames + error))
+    assert same == 0 and soft > 2 * shifted > 0
