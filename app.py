@@ -1,7 +1,6 @@
 """Start the demo page: ``python app.py [--share] [--host H] [--port P] [--device D] [--checkpoint DIR]``."""
 
 import argparse
-import importlib.util
 import os
 import signal
 import sys
@@ -41,7 +40,7 @@ def main() -> int:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it when it is imported
     # Imported late, so that a wrong option is answered at once and not after the seconds that these take.
     from avdit.demo.looks import style_sheet, theme
-    from avdit.demo.machine import zero_gpu
+    from avdit.demo.machine import mcp_installed, zero_gpu
     from avdit.demo.service import Service
     from avdit.demo.ui import create_demo
     from avdit.generate import DEFAULT_CHECKPOINT
@@ -58,7 +57,7 @@ def main() -> int:
                 server_name=args.host,
                 server_port=args.port,
                 max_file_size=MAX_UPLOAD,
-                mcp_server=importlib.util.find_spec("mcp") is not None,  # pip install "gradio[mcp]"
+                mcp_server=mcp_installed(),
                 theme=theme(),
                 css=style_sheet(service.classes),
             )

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+import time
 
 import pytest
 from demo_helpers import PATIENCE, ROOT, open_page, press, screenshot, set_number, status_has, tab
@@ -15,9 +16,11 @@ def test_generate_plays_picture_and_sound(page):
     seed = page.get_by_label("Seed", exact=True)
     expect(seed).to_have_value("0")
     press(page, "Generate")
+    expect(page.locator("#plot img")).to_be_hidden(timeout=PATIENCE)  # the example's
     preview = page.locator("#status img")
     expect(preview).to_be_visible(timeout=PATIENCE)  # the picture is seen before it is done
     expect(preview).to_have_attribute("alt", re.compile(r"step \d of 4"))
+    status_has(page, "1.6 s of clip")
     page.wait_for_function("document.querySelector('#clip video')?.currentTime > 0.3", timeout=PATIENCE)
     facts = page.locator("#clip video").evaluate(
         "v => [v.videoWidth, v.videoHeight, v.duration, v.webkitAudioDecodedByteCount]"
@@ -31,10 +34,30 @@ def test_generate_plays_picture_and_sound(page):
     screenshot(page, "page-light")
 
 
+def test_examples_play_at_once(page):
+    """A class that is chosen is seen and heard without a click on Generate, until there is a clip of one's own."""
+    status_has(page, "Example: explosion")
+    for label in ("thunder", "underwater bubbling"):
+        page.get_by_role("radio", name=label).check()
+        status_has(page, f"Example: {label}, seed")
+        name = label.replace(" ", "-")
+        playing = f"v => v.src.endsWith('/{name}.mp4') && v.currentTime > 0.2"
+        page.wait_for_function(f"({playing})(document.querySelector('#clip video'))", timeout=PATIENCE)
+    expect(page.locator("#plot img")).to_be_visible(timeout=PATIENCE)
+    set_number(page, "Steps", 1)
+    press(page, "Generate")
+    status_has(page, "1.6 s of clip")
+    page.get_by_role("radio", name="raining").check()
+    time.sleep(1)
+    expect(page.locator("#status")).to_contain_text("1.6 s of clip")
+    press(page, "Play an example")
+    status_has(page, "Example: raining, seed")
+
+
 def test_link_reopens_the_page_with_the_recipe(page):
     page.get_by_role("radio", name="raining").check()
     set_number(page, "Steps", 1)
-    set_number(page, "Guidance of the sound", 3.5)
+    set_number(page, "Sound guidance", 3.5)
     page.get_by_label("Randomize").uncheck()
     page.get_by_label("Seed", exact=True).fill(str(2**62 + 1))  # more than a browser's numbers hold
     press(page, "Generate")
@@ -43,7 +66,7 @@ def test_link_reopens_the_page_with_the_recipe(page):
     expect(page.get_by_role("radio", name="raining")).to_be_checked()
     expect(page.get_by_label("Randomize")).not_to_be_checked()
     expect(page.get_by_label("number input for Steps")).to_have_value("1")
-    expect(page.get_by_label("number input for Guidance of the sound")).to_have_value("3.5")
+    expect(page.get_by_label("number input for Sound guidance")).to_have_value("3.5")
     first = page.locator("#status")
     press(page, "Generate")
     status_has(page, f"seed {2**62 + 1}")
@@ -85,7 +108,9 @@ def test_error_is_readable_and_loses_nothing(page):
 def test_phone_shows_everything_without_scrolling_sideways(address, browser, scheme):
     page = open_page(browser, address, viewport={"width": 390, "height": 800}, color_scheme=scheme)
     set_number(page, "Steps", 1)
+    assert page.get_by_role("tab").count() == 5  # none is hidden behind three dots
     press(page, "Generate")
+    status_has(page, "1.6 s of clip")
     expect(page.locator("#plot img")).to_be_visible(timeout=PATIENCE)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     screenshot(page, f"phone-{scheme}")

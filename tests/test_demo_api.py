@@ -4,6 +4,7 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import numpy as np
 import pytest
 from demo_helpers import clip_of
@@ -24,6 +25,24 @@ def test_endpoints_and_their_parameters_are_documented(client):
         for parameter in endpoint["parameters"]:
             if parameter["parameter_name"] not in ("video", "audio", "image"):
                 assert parameter["parameter_has_default"], (name, parameter["parameter_name"])
+
+
+def test_classes_and_samplers_are_listed(client):
+    """Who calls a tool by its description alone learns from it what can be asked for."""
+    for endpoint in client.view_api(return_format="dict")["named_endpoints"].values():
+        types = {p["parameter_name"]: p["type"].get("enum", []) for p in endpoint["parameters"]}
+        assert "thunder" in types["class_label"] and "surprise me" in types["class_label"]
+        assert types["sampler"] == ["ddim", "dpm++", "unipc"]
+
+
+def test_endpoints_are_mcp_tools(address):
+    """Where the extra is installed: ``pip install "gradio[mcp]"``."""
+    pytest.importorskip("mcp")
+    schema = httpx.get(f"{address}/gradio_api/mcp/schema", timeout=120).json()
+    tools = {tool["name"]: tool for tool in schema}
+    assert set(tools) == {"generate", "stream", "video_to_audio", "audio_to_video", "animate"}
+    for tool in tools.values():
+        assert tool["description"] and all(p.get("description") for p in tool["inputSchema"]["properties"].values())
 
 
 def test_same_seed_gives_the_same_clip(client):

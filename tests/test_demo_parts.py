@@ -16,12 +16,14 @@ from demo_helpers import ROOT
 from huggingface_hub import RepoCard
 
 from avdit.data.scenes import ALL_CLASSES, CLASSES
+from avdit.demo.examples import FOLDER, example_of
 from avdit.demo.links import link_of, read_link
 from avdit.demo.looks import ASSETS, picture_data, status, style_sheet
 from avdit.demo.machine import usable_cores, use_bfloat16
 from avdit.demo.plots import onsets, synchrony_figure
 from avdit.demo.service import Finished, Service, parse_seed
 from avdit.generate import Request
+from avdit.geometry import ClipGeometry
 
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
@@ -68,6 +70,25 @@ def test_every_class_has_a_small_picture():
         picture = ASSETS / "classes" / f"{label.replace(' ', '-')}.jpg"
         assert 1000 < picture.stat().st_size < 15_000, label
     assert style_sheet(CLASSES).count("data:image/jpeg") == len(CLASSES)
+
+
+def test_every_class_has_an_example_that_the_model_made():
+    """Made with ``python -m benchmarks.page_examples``; small, for they travel with every clone."""
+    for label in CLASSES:
+        example = example_of(label)
+        assert example.recipe["class"] == label and len(example.recipe["weights_sha256"]) == 64
+        result = example.result(ClipGeometry())
+        assert result.frames.shape == (16, 256, 256, 3) and len(result.audio) == pytest.approx(25600, abs=1100)
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_500_000
+    assert example_of("no such class") is None
+
+
+def test_example_of_other_weights_says_so():
+    example = example_of("thunder")
+    assert "other weights" not in example.line(None) and "other weights" not in example.line(
+        example.recipe["weights_sha256"]
+    )
+    assert "other weights" in example.line("0" * 64)
 
 
 def test_status_is_announced_and_escaped():

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from avdit.demo.handlers import MODES, Handlers, Mode
+from avdit.demo.handlers import MODES, SURPRISE, Handlers, Mode
 from avdit.demo.looks import stream_line
 from avdit.demo.service import Chunk, Finished
 from avdit.pipeline import SAMPLERS
@@ -176,13 +176,14 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
 
     with gr.Row(visible=False):
         trigger = gr.Button("API")
-        label = gr.Textbox(classes[0], label="class_label")
+        # As choices, so that the API's and MCP's descriptions list them; what is wrong gets the service's own sentence.
+        label = gr.Dropdown([*classes, SURPRISE], value=classes[0], label="class_label", allow_custom_value=True)
         steps = gr.Number(12, label="steps")
         guidance = gr.Number(2, label="guidance")
         audio_guidance = gr.Number(None, label="audio_guidance")
         seed = gr.Textbox("", label="seed")
         randomize = gr.Checkbox(False, label="randomize")
-        sampler = gr.Textbox(next(iter(SAMPLERS)), label="sampler")
+        sampler = gr.Dropdown(list(SAMPLERS), value=next(iter(SAMPLERS)), label="sampler", allow_custom_value=True)
         length = gr.Number(seconds, label="seconds")
         start = gr.Number(0, label="start")
         windows = gr.Number(8, label="windows")

@@ -99,6 +99,11 @@ class Handlers:
         """End the visitor's work."""
         self.service.stop(visitor.session_hash or "")
 
+    def stop_stream(self, visitor: gr.Request) -> None:
+        """End the visitor's stream; a clip that is being made goes on."""
+        if visitor.session_hash in self.service.live:
+            self.stop(visitor)
+
     def change(
         self,
         visitor: gr.Request,

@@ -1,5 +1,6 @@
 """A recipe as a link that opens the page with its settings, and back."""
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +23,11 @@ class Settings:
 def link_of(recipe: Mapping[str, Any], mode: str) -> str:
     """The query of the page's own address that reopens it with ``recipe``."""
     return "?" + urlencode({"mode": mode} | {key: recipe[key] for key in KEYS if key in recipe})
+
+
+def link_html(recipe: Mapping[str, Any], mode: str) -> str:
+    """The same as something to click on."""
+    return f'<a href="{html.escape(link_of(recipe, mode))}">Link to this recipe</a>'
 
 
 def read_link(query: Mapping[str, str], classes: list[str], modes: list[str]) -> Settings | None:

@@ -38,13 +38,25 @@ def theme() -> gr.themes.Base:
         block_border_color="*neutral_200",
         block_border_color_dark="*neutral_800",
         block_title_text_weight="600",
-        # Both keep a contrast of 4.5 to 1 and more between the words and what is behind them.
+        # These keep a contrast of 4.5 to 1 and more between the words and what is behind them.
         button_primary_background_fill="*primary_700",
         button_primary_background_fill_hover="*primary_800",
         button_primary_background_fill_dark="*primary_700",
         button_primary_background_fill_hover_dark="*primary_600",
         button_primary_text_color="white",
         slider_color="*primary_600",
+        body_text_color_subdued="*neutral_600",
+        body_text_color_subdued_dark="*neutral_400",
+        block_info_text_color="*neutral_600",
+        block_info_text_color_dark="*neutral_400",
+        block_title_text_color="*neutral_700",
+        block_label_text_color="*neutral_700",
+        link_text_color="*primary_700",
+        link_text_color_dark="*primary_300",
+        link_text_color_visited="*primary_700",
+        link_text_color_visited_dark="*primary_300",
+        link_text_color_hover="*primary_800",
+        link_text_color_hover_dark="*primary_200",
     )
 
 

@@ -54,6 +54,17 @@ def zero_gpu() -> bool:
     return importlib.util.find_spec("spaces") is not None and os.environ.get("SPACES_ZERO_GPU", "") not in ("", "0")
 
 
+def mcp_installed() -> bool:
+    """Whether the endpoints can be offered as MCP tools: ``pip install "gradio[mcp]"`` brings what that needs."""
+    if importlib.util.find_spec("mcp") is None:
+        return False
+    try:
+        import gradio.mcp  # noqa: F401
+    except ImportError:  # a release of it that this gradio does not know
+        return False
+    return True
+
+
 def on_gpu(function: Function, seconds: int = 120) -> Function:
     """``function``, during whose calls ZeroGPU lends a GPU for at most ``seconds``."""
     import spaces

@@ -18,7 +18,7 @@ import torch
 
 from avdit.demo.machine import on_gpu, usable_cores, use_bfloat16, zero_gpu
 from avdit.demo.turns import Turns
-from avdit.generate import MAX_SEED, Request, Result, Stopped, generate, load_pipeline, stream, whole
+from avdit.generate import MAX_SEED, Request, Result, Stopped, generate, load_pipeline, stream, weights_sha256, whole
 from avdit.media import MediaError, write_clip, write_wav
 from avdit.pipeline import AVDiTPipeline
 
@@ -89,6 +89,11 @@ class Service:
     @property
     def classes(self) -> list[str]:
         return list(self.pipe.classes)
+
+    @property
+    def weights(self) -> str | None:
+        """The hash of the weights at work; None for a pipeline that was built in memory."""
+        return weights_sha256(Path(self.pipe.name_or_path)) if self.pipe.name_or_path else None
 
     def stop(self, session: str) -> None:
         """End a session's work at its next step; nothing where none is under way."""

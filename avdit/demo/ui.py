@@ -1,15 +1,18 @@
 """The page: its layout, and which handler each control calls."""
 
+import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import gradio as gr
 
 from avdit.demo.api import add_endpoints
+from avdit.demo.examples import FOLDER, example_of
 from avdit.demo.handlers import MODES, SURPRISE, Handlers, Mode
-from avdit.demo.links import link_of, read_link
+from avdit.demo.links import link_html, read_link
 from avdit.demo.looks import INTRO, picture_data, status, stream_line
-from avdit.demo.plots import synchrony_figure
 from avdit.demo.service import KEPT_SECONDS, Finished, Progress, Service
+from avdit.generate import Result
 from avdit.pipeline import SAMPLERS
 
 QUEUE_LENGTH = 20
@@ -37,9 +40,11 @@ def create_demo(service: Service) -> gr.Blocks:
     handlers = Handlers(service)
     clip = service.pipe.geometry
 
+    gr.set_static_paths([FOLDER])  # sent from where they lie, so that no hourly clean-up takes them
+    first = example_of(service.classes[0])
     with gr.Blocks(title="AV-DiT", delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as demo:
         gr.Markdown(INTRO)
-        with gr.Row():
+        with gr.Row(elem_id="main"):
             with gr.Column():
                 class_label = gr.Radio(
                     [*service.classes, SURPRISE], value=service.classes[0], label="Class", elem_id="classes"
@@ -49,33 +54,64 @@ def create_demo(service: Service) -> gr.Blocks:
                     for name, mode in MODES.items():
                         with gr.Tab(mode.title, id=name):
                             starts[name] = _tab(name, mode, clip.seconds, handlers)
-                with gr.Accordion("Settings", open=True):
+                with gr.Accordion("Settings", open=True, elem_id="settings"):
                     with gr.Row():
                         steps = gr.Slider(1, 100, value=12, step=1, label="Steps")
                         sampler = gr.Dropdown(list(SAMPLERS), value="ddim", label="Sampler")
                     with gr.Row():
-                        guidance = gr.Slider(1, 10, value=2, step=0.5, label="Guidance of the picture")
-                        audio_guidance = gr.Slider(1, 10, value=2, step=0.5, label="Guidance of the sound")
+                        guidance = gr.Slider(1, 10, value=2, step=0.5, label="Picture guidance")
+                        audio_guidance = gr.Slider(1, 10, value=2, step=0.5, label="Sound guidance")
                     with gr.Row():
                         # Text, because a browser rounds whole numbers above 2^53.
                         seed = gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed")
                         randomize = gr.Checkbox(True, label="Randomize", info="draw a new seed for each clip")
             with gr.Column():
-                player = gr.Video(label="Clip", autoplay=True, buttons=["download"], elem_id="clip", interactive=False)
+                player = gr.Video(
+                    first and str(first.video), label="Clip", elem_id="clip", interactive=False, buttons=[]
+                )
                 live = gr.Video(
                     label="Stream", autoplay=True, streaming=True, elem_id="live", interactive=False, visible=False
                 )
                 look = gr.HTML(status(""), elem_id="status", show_label=False)
-                stop = gr.Button("Stop", variant="stop", elem_id="stop")
-                plot = gr.Plot(label="Spectrogram, motion and onsets", show_label=False, elem_id="plot")
-                with gr.Row():
-                    wav = gr.DownloadButton("Download the sound (WAV)", interactive=False, elem_id="wav")
-                    link = gr.HTML("", elem_id="link", show_label=False)
+                with gr.Row(elem_classes="together"):
+                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
+                    watch = gr.Button("Play an example", elem_id="watch", visible=first is not None)
+                plot = gr.Plot(label="Spectrogram, motion and onsets", show_label=False, elem_id="plot", visible=False)
+                with gr.Row(elem_classes="together"):
+                    mp4 = gr.DownloadButton("Clip (MP4)", interactive=False, elem_id="mp4", size="md")
+                    wav = gr.DownloadButton("Sound (WAV)", interactive=False, elem_id="wav", size="md")
+                link = gr.HTML("", elem_id="link", show_label=False)
                 with gr.Accordion("Recipe", open=False):
                     recipe = gr.JSON(label="Recipe", show_label=False)
 
         settings = [class_label, steps, guidance, audio_guidance, seed, randomize, sampler]
-        outputs = [player, live, look, seed, plot, recipe, link, wav]
+        outputs = [player, live, look, seed, plot, recipe, link, mp4, wav]
+        own = gr.State(False)  # whether the player shows the visitor's own work, which no example may replace
+        opened = demo.load(
+            _open_link(service, clip.seconds),
+            None,
+            [tabs, *settings, starts["generate"][1], starts["picture"][1]],
+            api_visibility="private",
+            show_progress="hidden",  # through the queue, which carries warnings to the page
+        )
+        shown = [player, live, look, plot, recipe, link, mp4, wav, own]
+        examples = [
+            event(
+                _show_example(handlers, asked, plays),
+                [class_label, own],
+                shown,
+                api_visibility="private",
+                show_progress="hidden",
+                concurrency_id="example",
+            )
+            for event, asked, plays in (
+                (opened.then, False, False),
+                (class_label.input, False, True),
+                (watch.click, True, True),
+            )
+        ]
+
+        quiet = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         events = []
         for name, mode in MODES.items():
             button, *inputs = starts[name]
@@ -93,18 +129,12 @@ def create_demo(service: Service) -> gr.Blocks:
                     scroll_to_output=True,
                 )
             )
-        quiet = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         stop.click(handlers.stop, None, None, **quiet)
         stop.click(lambda: status("stopped"), None, look, cancels=events, **quiet)
+        for name in MODES:  # an example that is still on its way must not replace what begins here
+            starts[name][0].click(lambda: True, None, own, cancels=examples, **quiet)
         chosen = [class_label, steps, guidance, audio_guidance, sampler]
         gr.on([control.change for control in chosen], handlers.change, chosen, None, **quiet)
-        demo.load(
-            _open_link(service, clip.seconds),
-            None,
-            [tabs, *settings, starts["generate"][1], starts["picture"][1]],
-            api_visibility="private",
-            show_progress="hidden",  # through the queue, which carries warnings to the page
-        )
         demo.unload(handlers.stop)
         add_endpoints(handlers, service.classes, clip.seconds)
     return demo.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
@@ -124,7 +154,7 @@ def _tab(name: str, mode: Mode, seconds: float, handlers: Handlers) -> list:
     if name in ("generate", "picture"):
         length = gr.Slider(seconds, 60, value=seconds, step=0.1, label="Seconds")
     if mode.noun in ("video", "sound"):
-        start = gr.Number(0, minimum=0, step=0.1, label="Start", info=f"{seconds} s from here on are used")
+        start = gr.Number(0, minimum=0, step=0.1, label="Start (seconds)", info=f"{seconds} s from here on are used")
     if mode.noun:
         used = gr.Markdown("", elem_classes="used")
         gr.on(
@@ -146,7 +176,7 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
     def work(visitor: gr.Request, *values: object) -> Iterator[tuple]:
         streams, preview, line, unchanged = name == "stream", None, "", gr.skip()
         shown = [gr.update(visible=not streams), gr.update(visible=streams)]
-        plot = gr.update(visible=not streams)  # that of the last clip says nothing of a stream
+        plot = gr.update(visible=False)  # that of the last clip says nothing of this one
         handlers.stop(visitor)  # one page shows one work at a time
         try:
             for request, report in handlers.reports(mode, visitor, *values):
@@ -157,23 +187,50 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
                     waits = f"{request.class_label}: waiting for its turn"
                     steps = f"{request.class_label}: step {report.step} of {report.steps}"
                     bar = status(line or (steps if report.step else waits), report.step, report.steps, preview)
-                    yield *shown, bar, seed, plot, *[unchanged] * 3
+                    yield *shown, bar, seed, plot, *[unchanged] * 4
                 elif isinstance(report, Finished):
                     result = report.result
                     made = f"{len(result.frames) / result.fps:.1f} s of clip in {result.wall_s:.1f} s, seed {seed}"
-                    link = f'<a href="{link_of(result.recipe, name)}">Link to this recipe</a>'.replace("&", "&amp;")
-                    sound = gr.DownloadButton(value=str(report.audio), interactive=True)
-                    figure = synchrony_figure(result)
-                    yield str(report.video), unchanged, status(made), seed, figure, result.recipe, link, sound
+                    clip = gr.update(value=str(report.video), autoplay=True)
+                    files = [gr.update(value=str(file), interactive=True) for file in (report.video, report.audio)]
+                    link = link_html(result.recipe, name)
+                    yield clip, unchanged, status(made), seed, plot, result.recipe, link, *files
+                    # After the clip, which can be watched while it is drawn.
+                    yield *[unchanged] * 4, _plot(result), *[unchanged] * 4
                 else:
                     line, preview = stream_line(report), None
-                    yield unchanged, str(report.video), status(line), seed, *[unchanged] * 4
+                    yield unchanged, str(report.video), status(line), seed, *[unchanged] * 5
                 shown, plot = [unchanged] * 2, unchanged
         except gr.Error:
-            yield unchanged, unchanged, status(""), *[unchanged] * 5  # no bar that would wait for ever
+            yield unchanged, unchanged, status(""), *[unchanged] * 6  # no bar that would wait for ever
             raise
 
     return work
+
+
+def _show_example(handlers: Handlers, asked: bool, plays: bool) -> Callable:
+    """What shows the ready clip of the chosen class; where it was not ``asked`` for, in the place of another only."""
+
+    def show(visitor: gr.Request, label: str, own: bool) -> Iterator[tuple]:
+        classes = [name for name in handlers.service.classes if example_of(name)]
+        example = example_of(random.choice(classes) if label == SURPRISE and classes else label)
+        if example is None or (own and not asked):
+            return
+        handlers.stop_stream(visitor)  # its player gives way
+        line = example.line(handlers.service.weights)
+        clip = gr.update(value=str(example.video), autoplay=plays, visible=True)
+        files = gr.update(value=str(example.video), interactive=True), gr.update(interactive=False)
+        link = link_html(example.recipe, "generate")
+        yield clip, gr.update(visible=False), status(line), gr.skip(), example.recipe, link, *files, False
+        yield *[gr.skip()] * 3, _plot(example.result(handlers.service.pipe.geometry)), *[gr.skip()] * 5
+
+    return show
+
+
+def _plot(result: Result) -> dict[str, Any]:
+    from avdit.demo.plots import synchrony_figure  # late: the start need not wait for matplotlib
+
+    return gr.update(value=synchrony_figure(result), visible=True)
 
 
 def _open_link(service: Service, seconds: float) -> Callable:
