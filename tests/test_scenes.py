@@ -4,7 +4,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from avdit.data.scenes import ALL_CLASSES, CLASSES, GENRES, HELD_OUT, Clip, Dice, clip_seed, render, render_clip
+from avdit.data.scenes import (
+    ALL_CLASSES,
+    CLASSES,
+    GENRES,
+    HELD_OUT,
+    JUDGES,
+    Clip,
+    Dice,
+    clip_seed,
+    render,
+    render_clip,
+)
+from avdit.data.scenes import SEEDS as SEED_LIMIT
 from avdit.data.scenes.dance import STYLES
 from avdit.data.scenes.music import GROOVES, play
 from avdit.geometry import ClipGeometry
@@ -138,6 +150,14 @@ def test_batches_hold_the_same_clips(clips: dict[tuple[str, int], Clip]) -> None
 def test_an_unknown_class_is_an_error(label: str | int) -> None:
     with pytest.raises(ValueError, match="unknown class"):
         render_clip(label, 0)
+
+
+def test_training_judging_and_held_out_clips_are_drawn_differently() -> None:
+    ranges = (0, JUDGES, HELD_OUT, SEED_LIMIT - 1)
+    draws = {tuple(Dice(clip_seed(0, seed)).rand(4).tolist()) for seed in ranges}
+    assert len(draws) == len(ranges)
+    with pytest.raises(ValueError, match=f"seed {SEED_LIMIT} must be below"):
+        render_clip("thunder", SEED_LIMIT)
 
 
 def test_a_negative_seed_is_an_error() -> None:

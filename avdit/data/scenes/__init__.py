@@ -25,13 +25,18 @@ RENDERERS: dict[str, Renderer] = LANDSCAPE | {genre: partial(dance.dance, genre=
 CLASSES = tuple(LANDSCAPE)  # of the pack that is shipped
 GENRES = dance.GENRES
 ALL_CLASSES = tuple(RENDERERS)
-HELD_OUT = 1 << 40  # seeds from here on are never trained on
+# PyTorch's CPU generator heeds the lowest 32 bits of a seed alone, so all ranges lie within them (clip_seed).
+JUDGES = 1 << 26  # seeds from here to HELD_OUT teach the judges of the evaluation, and nothing else
+HELD_OUT = 1 << 27  # seeds from here on are never trained on
+SEEDS = (1 << 32) // len(ALL_CLASSES)  # from here on clips would repeat
 
 __all__ = [
     "ALL_CLASSES",
     "CLASSES",
     "GENRES",
     "HELD_OUT",
+    "JUDGES",
+    "SEEDS",
     "Clip",
     "Dice",
     "Event",
@@ -53,17 +58,19 @@ def render_clip(
 
     Args:
         label: A name of :data:`ALL_CLASSES` or its index.
-        seed: 0 or more; below :data:`HELD_OUT` for training.
+        seed: 0 or more and below :data:`SEEDS`; below :data:`JUDGES` for training.
         geometry: Frames, size and rates; that of ``avdit-xs`` by default.
         device: Where the pixels are computed. Draws are made on the CPU, so layouts agree everywhere.
 
     Raises:
-        ValueError: for a class that does not exist or a negative seed.
+        ValueError: for a class that does not exist, or a seed that is negative or :data:`SEEDS` or more.
     """
     if label not in RENDERERS and not (isinstance(label, int) and 0 <= label < len(ALL_CLASSES)):
         raise ValueError(f"unknown class {label!r}: choose one of {', '.join(ALL_CLASSES)}")
     if seed < 0:
         raise ValueError(f"seed {seed} must be 0 or more")
+    if seed >= SEEDS:
+        raise ValueError(f"seed {seed} must be below {SEEDS}: from there on clips repeat")
     index = label if isinstance(label, int) else ALL_CLASSES.index(label)
     with torch.no_grad():
         return RENDERERS[ALL_CLASSES[index]](Dice(clip_seed(index, seed), device), geometry or ClipGeometry())
