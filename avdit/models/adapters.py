@@ -1,6 +1,7 @@
 """The trainable parts that are inserted into the frozen image transformer. All start as no change."""
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from avdit.models.dit import Attention, attend, sincos_1d
@@ -40,12 +41,9 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """Tokens (B·F, N, D) to what is added to them, of the same shape."""
-        h = self.down(self.norm(x)).unflatten(0, (-1, frames))  # (B, F, N, w)
-        h = (h + self.positions[:frames].unsqueeze(1)).transpose(1, 2).flatten(0, 1)  # (B·N, F, w)
-        q, k, v = self.qkv(h).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        h = attend(q, k, v).transpose(1, 2).flatten(2)  # (B·N, F, w)
-        h = h.unflatten(0, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)  # (B·F, N, w)
-        return self.up(h)
+        h = rearrange(self.down(self.norm(x)), "(b f) n w -> (b n) f w", f=frames) + self.positions[:frames]
+        q, k, v = rearrange(self.qkv(h), "m f (three heads d) -> three m heads f d", three=3, heads=self.heads)
+        return self.up(rearrange(attend(q, k, v), "(b n) heads f d -> (b f) n (heads d)", n=x.shape[1]))
 
 
 class Interaction(nn.Module):

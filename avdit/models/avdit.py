@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from einops import rearrange
 from torch import Tensor, nn
 
 from avdit.geometry import ClipGeometry
@@ -171,7 +172,7 @@ class AVDiT(ModelMixin, ConfigMixin):
             video_out = video_out.unflatten(0, video.shape[:2])
         if audio is not None:
             audio_out = self.audio_final(xa, ca.repeat_interleave(rows, 1))  # (B, M, values)
-            audio_out = self._unpatchify_audio(audio_out, audio.shape)
+            audio_out = self._unpatchify_audio(audio_out)
         return video_out, audio_out
 
     def _block(
@@ -204,7 +205,7 @@ class AVDiT(ModelMixin, ConfigMixin):
             xa = xa + a[5] * block.mlp(modulate(block.norm2(xa), a[3], a[4]), adapters.audio_mlp)
         return xv, xa
 
-    def _unpatchify_audio(self, x: Tensor, shape: torch.Size) -> Tensor:
-        (columns, rows), (time, frequency) = self.clip.audio_grid, self.clip.audio_patch
-        x = x.unflatten(2, (time, frequency, -1)).unflatten(1, (columns, rows))  # (B, columns, rows, pt, pf, C)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(shape)
+    def _unpatchify_audio(self, x: Tensor) -> Tensor:
+        """Patch values (B, M, values) to latents (B, C, time, frequency)."""
+        columns, (time, frequency) = self.clip.audio_grid[0], self.clip.audio_patch
+        return rearrange(x, "b (m r) (p q c) -> b c (m p) (r q)", m=columns, p=time, q=frequency)

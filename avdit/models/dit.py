@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from einops import rearrange
 from torch import Tensor, nn
 
 SHORT_SEQUENCE = 128  # up to here plain softmax attention trains faster than the fused call on a CPU
@@ -88,8 +89,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, delta: nn.ModuleDict | None = None) -> Tensor:
         qkv = self.qkv(x) if delta is None else self.qkv(x) + delta["qkv"](x)  # (N, T, 3D)
-        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (N, heads, T, d)
-        x = attend(q, k, v).transpose(1, 2).flatten(2)  # (N, T, D)
+        q, k, v = rearrange(qkv, "n t (three heads d) -> three n heads t d", three=3, heads=self.heads)
+        x = rearrange(attend(q, k, v), "n heads t d -> n t (heads d)")
         return self.proj(x) if delta is None else self.proj(x) + delta["proj"](x)
 
 
@@ -215,8 +216,7 @@ class DiT(ModelMixin, ConfigMixin):
     def unpatchify(self, x: Tensor) -> Tensor:
         """Patch values (N, T, p·p·C) to a map (N, C, H, W)."""
         p, side = self.config.patch_size, math.isqrt(x.shape[1])
-        x = x.unflatten(2, (p, p, -1)).unflatten(1, (side, side))  # (N, h, w, p, p, C)
-        return x.permute(0, 5, 1, 3, 2, 4).reshape(len(x), -1, side * p, side * p)
+        return rearrange(x, "n (h w) (p q c) -> n c (h p) (w q)", h=side, p=p, q=p)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor) -> Tensor:
         """Predict from noised latents ``x`` (N, C, H, W), timesteps ``t`` (N,) and labels ``y`` (N,)."""
