@@ -12,7 +12,7 @@ from avdit.generate import DEFAULT_CHECKPOINT, Request, generate, load_pipeline,
 from avdit.media import ensure_ffmpeg
 from avdit.models.avdit import AVDiT
 
-STAGES = ("codecs", "backbone", "adapters")
+STAGES = ("codecs", "backbone", "adapters", "judges")
 
 
 class Parser(argparse.ArgumentParser):
@@ -61,15 +61,25 @@ def build_parser() -> Parser:
     sub = command("evaluate", run_evaluate, "measure a checkpoint on held-out seeds")
     model(sub)
     sub.add_argument("--clips", type=int, default=4, help="clips of each class")
-    sub.add_argument("--part", choices=("all", "codecs", "sync"), default="all")
+    sub.add_argument("--part", choices=("all", "codecs", "quality", "sync", "copies"), default="all")
+    sub.add_argument("--task", default="joint", help="joint, v2a, a2v, image or continuation")
+    sub.add_argument("--windows", type=int, default=2, help="of a continuation, whose last window is measured")
     sub.add_argument("--steps", type=int, default=12)
+    sub.add_argument("--guidance", type=float, default=2.0)
+    sub.add_argument("--sampler", default="ddim", help="ddim, dpm++ or unipc")
+    sub.add_argument("--batch", type=int, default=4, help="clips that are made at a time")
+    sub.add_argument("--training-clips", type=int, default=16, help="of each class, among which to look for copies")
+    sub.add_argument("--judges", type=Path, metavar="DIR", help="judges other than those in checkpoints/judges")
+    for name, text in (("video", "I3D"), ("audio", "VGGish")):
+        text = f"TorchScript file, such as {text}, in place of our own features"
+        sub.add_argument(f"--{name}-features", type=Path, metavar="FILE", help=text)
 
     sub = command("bench", run_bench, "time the making of a clip on this machine")
     model(sub)
     sub.add_argument("--runs", type=int, default=5)
     sub.add_argument("--steps", type=int, default=12)
 
-    sub = command("train", run_train, "train the codecs, the backbone or the adapters", json_output=False)
+    sub = command("train", run_train, "train the codecs, the backbone, the adapters or the judges", json_output=False)
     sub.add_argument("--dry-run", action="store_true", help="time one step, count the memory, write nothing")
     sub.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object on stdout")
     sub.add_argument("stage", choices=STAGES)
@@ -198,10 +208,20 @@ def run_render(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from avdit.evaluation.report import PARTS, evaluate
+    from avdit.evaluation.report import DEFAULT_JUDGES, PARTS, Settings, evaluate, table
+    from avdit.evaluation.tasks import Sampling
 
-    parts = PARTS if args.part == "all" else (args.part,)
-    report(args, evaluate(load_pipeline(args.checkpoint, args.device), args.clips, parts, args.steps))
+    settings = Settings(
+        clips=args.clips,
+        parts=PARTS if args.part == "all" else (args.part,),
+        sampling=Sampling(args.task, args.steps, args.guidance, args.sampler, args.windows, args.batch),
+        training_clips=args.training_clips,
+        judges=args.judges or DEFAULT_JUDGES,
+        video_features=args.video_features,
+        audio_features=args.audio_features,
+    )
+    values = evaluate(load_pipeline(args.checkpoint, args.device), settings)
+    print(json.dumps(values) if args.json else table(values))
 
 
 def run_bench(args: argparse.Namespace) -> None:

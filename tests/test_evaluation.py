@@ -3,33 +3,58 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from avdit.data.scenes import HELD_OUT, render_clip
+from avdit.cli import main
+from avdit.data.scenes import CLASSES, HELD_OUT, JUDGES, render_clip
+from avdit.evaluation.copies import copy_scores
+from avdit.evaluation.judge import Judges, PictureJudge, SoundJudge
+from avdit.evaluation.measure import Measured, picture_thumbnail
+from avdit.evaluation.report import DEFAULT_JUDGES
 from avdit.evaluation.sync import EVENT_CLASSES, picture_onset, sound_onset, sync_scores, within
 from avdit.generate import DEFAULT_CHECKPOINT
+from avdit.pipeline import AVDiTPipeline
 
 ROOT = DEFAULT_CHECKPOINT.parent.parent
+FIGURES = {"class_accuracy", "sync", "fvd", "kvd", "fad", "copies"}
+
+
+@pytest.fixture(scope="module")
+def small(tiny_pipeline, tmp_path_factory):
+    """A pipeline folder with random weights and three classes: whatever is made of every class takes a third."""
+    folder = tmp_path_factory.mktemp("small")
+    parts = {name: getattr(tiny_pipeline, name) for name in ("transformer", "video_codec", "audio_codec", "scheduler")}
+    AVDiTPipeline(**parts, classes=["thunder", "raining", "splashing water"]).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def rendered():
     clips = [render_clip(name, HELD_OUT + k) for name in EVENT_CLASSES for k in range(4)]
-    return [(clip.frames.numpy(), clip.audio.numpy()) for clip in clips], [clip.events[0].time for clip in clips]
+    return [(clip.frames.numpy(), clip.audio.numpy()) for clip in clips]
+
+
+def scores(clips):
+    return sync_scores([picture_onset(f, 10) for f, _ in clips], [sound_onset(a, 16000) for _, a in clips])
+
+
+def evaluate(capsys, checkpoint, *options):
+    """The report of the command, as JSON."""
+    assert main(["evaluate", "--checkpoint", str(checkpoint), "--json", *options]) == 0
+    return json.loads(capsys.readouterr().out)
 
 
 def test_rendered_events_are_in_time(rendered):
-    clips, _ = rendered
-    scores = sync_scores(clips, fps=10, sampling_rate=16000)
-    assert scores["within_100ms"] >= 0.9 > 0.6 >= scores["shuffled"]
+    assert scores(rendered)["within_100ms"] >= 0.9 > 0.6 >= scores(rendered)["shuffled"]
 
 
 def test_late_sound_is_out_of_time(rendered):
-    clips, _ = rendered
-    late = [(frames, np.concatenate([audio[:1600].repeat(2)[:4000], audio[:-4000]])) for frames, audio in clips]
-    assert sync_scores(late, fps=10, sampling_rate=16000)["within_100ms"] <= 0.5
+    late = [(frames, np.concatenate([audio[:1600].repeat(2)[:4000], audio[:-4000]])) for frames, audio in rendered]
+    assert scores(late)["within_100ms"] <= 0.5
 
 
 def test_onsets_of_a_flash_and_a_click():
@@ -41,15 +66,132 @@ def test_onsets_of_a_flash_and_a_click():
     assert within([0.7, 0.7], [0.78, 0.9]) == 0.5
 
 
-def test_codec_report_of_the_command(tiny_checkpoint):
-    command = [sys.executable, "-m", "avdit", "evaluate", "--part", "codecs", "--clips", "1", "--json"]
-    run = subprocess.run(
-        [*command, "--checkpoint", str(tiny_checkpoint)], cwd=ROOT, capture_output=True, text=True, check=True
+def test_shipped_judges_know_held_out_renders():
+    judges = Judges.load(DEFAULT_JUDGES)
+    assert judges.classes == list(CLASSES)
+    right = {"picture": 0, "sound": 0}
+    for name in CLASSES:
+        for seed in (HELD_OUT + 70, HELD_OUT + 71):
+            clip = render_clip(name, seed)
+            right["picture"] += judges.named(judges.picture, judges.statistics(clip.frames[None]), judges.classes) == [
+                name
+            ]
+            right["sound"] += judges.named(judges.sound, judges.sound.mel(clip.audio[None]), judges.classes) == [name]
+    assert min(right.values()) >= 17  # of 18
+    assert judges.picture.config.accuracy >= 0.98 and judges.sound.config.accuracy >= 0.98
+    assert sum(path.stat().st_size for path in DEFAULT_JUDGES.rglob("*") if path.is_file()) < 2**20
+
+
+def test_judges_are_trained_on_seeds_of_their_own(tmp_path):
+    (tmp_path / "config.json").write_text(
+        json.dumps({"clips": 2, "test_clips": 1, "picture": {"steps": 3}, "sound": {"steps": 3}})
     )
-    said = json.loads(run.stdout)
-    assert said["clips"] == 1 and "sync" not in said
-    assert 0 < said["video"]["psnr_db"] < 20 and said["audio"]["mel_l1"] > 0.5  # random weights keep little
-    assert min(said["video"]["encode_ms"], said["video"]["decode_ms"], said["audio"]["decode_ms"]) > 0
+    assert main(["train", "judges", "--config", str(tmp_path / "config.json"), "--out", str(tmp_path / "out")]) == 0
+    judges = Judges.load(tmp_path / "out")
+    assert judges.picture.mean.abs().max() > 0  # the statistics of what they learned from
+    clip = render_clip(0, JUDGES)
+    assert judges.picture(judges.statistics(clip.frames[None])).shape == (1, len(CLASSES))
+    assert 1_000_000 < JUDGES < HELD_OUT
+
+
+def test_whole_report_with_its_floors_and_ceilings(small, capsys):
+    said = evaluate(capsys, small, "--clips", "1", "--steps", "1", "--training-clips", "1")
+    assert said.keys() >= FIGURES | {"clips", "settings", "video", "audio"}
+    assert said["settings"]["held_out_from"] == HELD_OUT and said["settings"]["steps"] == 1
+    accuracy = said["class_accuracy"]
+    assert accuracy["judge_video"] >= 0.8 and accuracy["judge_audio"] >= 0.8  # renders; the model's weights are random
+    assert accuracy["video"] <= 0.67 and accuracy["clips"] == 3 and len(accuracy["by_class"]) == 3
+    for name in ("fvd", "kvd", "fad"):
+        assert said[name].keys() >= {"value", "codec_floor", "ceiling", "features", "clips", "factor"}
+        assert np.isfinite([said[name][key] for key in ("value", "codec_floor", "ceiling")]).all()
+    assert said["fvd"]["size"] == 128 and said["fvd"]["fps"] == 10
+    assert said["sync"]["samples"] == 2
+    assert all(0 <= said["sync"][key] <= 1 for key in ("within_100ms", "shuffled", "av_align", "av_align_shuffled"))
+    assert said["copies"]["video"]["share"] == 0 and said["copies"]["training_clips"] == 3
+    assert said["video"]["psnr_db"] < 20 and said["audio"]["mel_l1"] > 0.5  # random weights keep little
+
+
+def test_table_for_a_reader(small, capsys):
+    options = ["--part", "sync", "--clips", "1", "--steps", "1", "--task", "image"]
+    assert main(["evaluate", "--checkpoint", str(small), *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("1 clips of each class; image, 1 steps of ddim")
+    assert lines[1].split()[:2] == ["model", "codec"] and lines[2].startswith("within 100 ms")
+
+
+def test_what_is_given_is_not_scored(small, capsys):
+    said = evaluate(capsys, small, "--clips", "1", "--steps", "1", "--task", "v2a", "--part", "quality")
+    assert said["class_accuracy"]["video"] is None and said["fvd"]["value"] is None and said["kvd"]["value"] is None
+    assert said["fad"]["value"] > 0 and said["fvd"]["codec_floor"] > 0
+
+
+def test_last_window_of_a_continuation_beside_the_first(small, capsys):
+    options = ("--clips", "1", "--steps", "1", "--task", "continuation", "--windows", "3", "--part", "sync")
+    said = evaluate(capsys, small, *options)
+    assert said["settings"]["windows"] == 3
+    assert said["sync"]["samples"] == said["first_window"]["sync"]["samples"] == 2
+    assert said["sync"]["codec_floor"] == said["first_window"]["sync"]["codec_floor"]
+
+
+def test_feature_networks_of_the_user(small, tmp_path, capsys):
+    class Colours(torch.nn.Module):
+        def forward(self, clips: torch.Tensor) -> torch.Tensor:
+            return torch.cat([clips.mean(dim=[2, 3, 4]), clips.std(dim=[2, 3, 4])], 1)
+
+    class Loudness(torch.nn.Module):
+        def forward(self, audio: torch.Tensor) -> torch.Tensor:
+            return audio.view(len(audio), 4, -1, 2).abs().mean(2)  # (B, windows, d)
+
+    for name, network in (("colours.pt", Colours()), ("loudness.pt", Loudness())):
+        torch.jit.script(network).save(tmp_path / name)
+    files = ("--video-features", str(tmp_path / "colours.pt"), "--audio-features", str(tmp_path / "loudness.pt"))
+    said = evaluate(capsys, small, "--clips", "1", "--steps", "1", "--part", "quality", *files)
+    assert (said["fvd"]["features"], said["fvd"]["dimensions"], said["fvd"]["size"]) == ("colours.pt", 6, 224)
+    assert (said["fad"]["features"], said["fad"]["dimensions"]) == ("loudness.pt", 2)
+
+
+def test_copies_are_told_from_clips_that_are_none():
+    def measured(seeds, noise=0.0):
+        out = Measured()
+        for seed in seeds:
+            frames = render_clip("thunder", seed).frames.numpy()
+            out.labels.append("thunder")
+            out.thumbnails.append(picture_thumbnail(frames) + noise)
+        return out
+
+    training, held_out = measured(range(4)), measured(range(HELD_OUT, HELD_OUT + 3))
+    true = measured(range(2), noise=0.004)
+    found = copy_scores(measured([1, HELD_OUT + 9], noise=0.006), held_out, true, training, "video")
+    assert found["share"] == 0.5 and found["held_out_share"] == 0 and found["true_copy_share"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--clips", "0"], "--clips 0 must be"),
+        (["--task", "music"], "unknown task 'music': choose one of joint"),
+        (["--steps", "0"], "steps 0 must be"),
+        (["--guidance", "99"], "guidance 99.0 must be"),
+        (["--sampler", "euler"], "unknown sampler 'euler'"),
+        (["--windows", "1"], "--windows 1 must be"),
+        (["--judges", "nowhere"], "nowhere has no picture_judge: make it with"),
+        (["--video-features", "i3d.pt"], "feature network i3d.pt does not exist"),
+    ],
+)
+def test_wrong_input_ends_with_one_sentence(small, options, message, capsys):
+    assert main(["evaluate", "--checkpoint", str(small), "--json", *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and message in said.err and said.err.count("\n") == 1
+
+
+def test_judges_that_do_not_know_a_class(small, tmp_path, capsys):
+    for kind, folder in ((PictureJudge, "picture_judge"), (SoundJudge, "sound_judge")):
+        kind(["thunder", "ballet"]).save_pretrained(tmp_path / folder)
+    assert main(["evaluate", "--checkpoint", str(small), "--judges", str(tmp_path)]) == 2
+    assert "judges do not know the class 'raining'" in capsys.readouterr().err
+    (Path(tmp_path) / "sound_judge" / "diffusion_pytorch_model.safetensors").write_bytes(b"cut")
+    assert main(["evaluate", "--checkpoint", str(small), "--judges", str(tmp_path)]) == 2
+    assert "sound_judge cannot be loaded" in capsys.readouterr().err
 
 
 def test_bench_accounts_for_a_clip(tiny_checkpoint):

@@ -1,67 +1,198 @@
 """What ``python -m avdit evaluate`` measures, on held-out seeds."""
 
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from tqdm import tqdm
 
 from avdit.data.scenes import HELD_OUT, render_clip
 from avdit.evaluation.codecs import evaluate_codecs
-from avdit.evaluation.sync import EVENT_CLASSES, sync_scores
-from avdit.generate import Request, generate
+from avdit.evaluation.copies import copy_scores
+from avdit.evaluation.extractors import audio_features, video_features
+from avdit.evaluation.judge import Judges
+from avdit.evaluation.measure import Instruments, Measured, event_classes, look, measure
+from avdit.evaluation.scores import CEILING, alignment_scores, class_scores, distance_scores
+from avdit.evaluation.tasks import GIVEN, TASKS, Sampling, made, rendered, through_codecs
+from avdit.generate import DEFAULT_CHECKPOINT, Request, whole
 from avdit.pipeline import AVDiTPipeline
 
-PARTS = ("codecs", "sync")
+PARTS = ("codecs", "quality", "sync", "copies")
+DEFAULT_JUDGES = DEFAULT_CHECKPOINT.parent / "judges"
 
 
-def evaluate(pipe: AVDiTPipeline, clips: int, parts: tuple[str, ...] = PARTS, steps: int = 12) -> dict[str, Any]:
-    """Measure ``parts`` of a pipeline over ``clips`` clips of every class.
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, over how many clips of every class, and with what."""
+
+    clips: int = 4
+    parts: tuple[str, ...] = PARTS
+    sampling: Sampling = Sampling()
+    training_clips: int = 16  # of every class, among which copies are looked for
+    judges: Path = DEFAULT_JUDGES
+    video_features: Path | None = None  # TorchScript archives in place of our own features
+    audio_features: Path | None = None
+
+    def validate(self, classes: list[str]) -> None:
+        """Raise ``ValueError`` with one sentence that names the value and what would be right."""
+        sampling = self.sampling
+        whole(self.clips, "--clips", 1, 100_000)
+        whole(self.training_clips, "--training-clips", 1, 1_000_000)
+        whole(sampling.windows, "--windows", 2, 1000)
+        whole(sampling.batch, "--batch", 1, 1024)
+        if sampling.task not in TASKS:
+            raise ValueError(f"unknown task {sampling.task!r}: choose one of {', '.join(TASKS)}")
+        for part in self.parts:
+            if part not in PARTS:
+                raise ValueError(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
+        Request(classes[0], steps=sampling.steps, guidance=sampling.guidance, sampler=sampling.sampler).validate(
+            classes
+        )
+
+
+def evaluate(pipe: AVDiTPipeline, settings: Settings) -> dict[str, Any]:
+    """Measure a pipeline.
+
+    Three sets of clips, ``settings.clips`` of every class each, are looked at in the same way: held-out renders (the
+    reference), other held-out renders through the codecs (the floor), and what the model makes. A task that is given
+    something is given that of the floor's clips.
+
+    Returns:
+        ``clips``, ``settings``, and what ``settings.parts`` ask for: ``video`` and ``audio`` of the codecs,
+        ``class_accuracy``, ``fvd``, ``kvd``, ``fad``, ``sync`` and ``copies``. Of a continuation these are the last
+        window's, and ``first_window`` holds the first one's.
 
     Raises:
-        ValueError: for a number of clips below one, or below two where synchrony is measured.
+        ValueError: for settings, judges or feature networks that cannot be used, before anything is made.
     """
-    if clips < 1:
-        raise ValueError(f"--clips {clips} must be 1 or more")
-    report: dict[str, Any] = {"clips": clips}
-    report["settings"] = {
-        "steps": steps,
-        "guidance": 2.0,
-        "sampler": "ddim",
-        "first_seed": 0,
-        "held_out_from": HELD_OUT,
-    }
-    report["settings"]["threads"] = torch.get_num_threads()
-    if "codecs" in parts:
-        held_out = [render_clip(name, HELD_OUT + k) for name in pipe.classes for k in range(clips)]
-        report |= evaluate_codecs(pipe, held_out)
-    if "sync" in parts:
-        report["sync"] = evaluate_sync(pipe, clips, steps)
+    classes, clips, sampling = pipe.classes, settings.clips, settings.sampling
+    settings.validate(classes)
+    quality, sync, copies = ("quality" in settings.parts, "sync" in settings.parts, "copies" in settings.parts)
+    tools = Instruments(pipe.geometry, classes, pipe.device, sync=sync, thumbnails=copies)
+    if quality:
+        tools.judges = Judges.load(settings.judges, pipe.device)
+        tools.judges.check(classes)
+        if settings.video_features is not None:
+            tools.video = video_features(settings.video_features, pipe.device)
+        if settings.audio_features is not None:
+            tools.audio = audio_features(settings.audio_features, pipe.device)
+    report: dict[str, Any] = {"clips": clips, "settings": told(settings)}
+    reference, others = (range(HELD_OUT + start, HELD_OUT + start + clips) for start in (0, clips))
+    if "codecs" in settings.parts:
+        report |= evaluate_codecs(pipe, [render_clip(name, seed) for name in classes for seed in reference])
+    if not (quality or sync or copies):
+        return report
+
+    # Synchrony alone needs the event classes' clips and no others.
+    asked = classes if quality or copies else event_classes(classes)
+    if clips * len(event_classes(classes)) < 2:
+        raise ValueError(f"--clips {clips} is too few for one class: distances and shuffling need 2 clips or more")
+    total = clips * len(asked)
+    real = measure(rendered(asked, reference, pipe), tools, "held-out clips", total) if quality else Measured()
+    rebuilt = (through_codecs(pipe, sample) for sample in rendered(asked, others, pipe))
+    codec = measure(rebuilt, tools, "through the codecs", total)
+    ours, first = Measured(), Measured()
+    for sample in tqdm(made(pipe, sampling, asked, clips, others.start), "generated", total, mininterval=10, ncols=100):
+        look(sample, tools, ours)
+        if sample.first is not None:
+            frames, audio = sample.first
+            look(replace(sample, frames=frames, audio=audio), tools, first)
+    given = GIVEN.get(sampling.task)
+
+    def figures(clips: Measured) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if quality:
+            found["class_accuracy"] = class_scores(clips, real, codec, classes, given)
+            found |= distance_scores(clips, real, codec, tools, given)
+        if sync:
+            found["sync"] = alignment_scores(clips, codec, tools)
+        return found
+
+    report |= figures(ours)
+    if first.labels:
+        report["first_window"] = figures(first)
+    if copies:
+        report["copies"] = check_copies(pipe, settings, tools, ours, codec, given)
     return report
 
 
-def evaluate_sync(pipe: AVDiTPipeline, clips: int, steps: int) -> dict[str, float]:
-    """Synchrony of generated clips of the event classes; beside it that of rendered clips through the codecs."""
-    names = [name for name in EVENT_CLASSES if name in pipe.classes]
-    rates = {"fps": pipe.geometry.fps, "sampling_rate": pipe.geometry.sampling_rate}
-    made, real = [], []
-    for name in names:
-        for seed in range(clips):
-            result = generate(pipe, Request(name, seed=seed, steps=steps))
-            made.append((result.frames, result.audio))
-            real.append(through_codecs(pipe, name, HELD_OUT + seed))
+def check_copies(
+    pipe: AVDiTPipeline, settings: Settings, tools: Instruments, ours: Measured, codec: Measured, given: str | None
+) -> dict[str, Any]:
+    """The nearest-neighbour check against training clips, which are rendered again from their seeds."""
+    tools = Instruments(tools.geometry, tools.classes, tools.device, thumbnails=True)
+    count, known = settings.training_clips, min(settings.clips, settings.training_clips)
+    training = measure(rendered(pipe.classes, range(count), pipe), tools, "training clips", count * len(pipe.classes))
+    rebuilt = (through_codecs(pipe, sample) for sample in rendered(pipe.classes, range(known), pipe))
+    true = measure(rebuilt, tools, "training clips through the codecs", known * len(pipe.classes))
+    scores = {
+        kind: None if kind == given else copy_scores(ours, codec, true, training, kind) for kind in ("video", "audio")
+    }
+    return scores | {"training_clips": len(training.labels), "clips": len(ours.labels)}
+
+
+def told(settings: Settings) -> dict[str, Any]:
+    """The settings as the report states them."""
+    sampling = asdict(settings.sampling)
+    windows = sampling.pop("windows")
     return {
-        **sync_scores(made, **rates),
-        "codec_floor": sync_scores(real, **rates)["within_100ms"],
-        "samples": len(made),
+        **sampling,
+        **({"windows": windows} if settings.sampling.task == "continuation" else {}),
+        "first_seed": 0,
+        "held_out_from": HELD_OUT,
+        "reference": "rendered held-out clips",
+        "codec_floor": "other held-out clips through the codecs",
+        "ceiling": CEILING,
+        "threads": torch.get_num_threads(),
     }
 
 
-@torch.no_grad()
-def through_codecs(pipe: AVDiTPipeline, name: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """A rendered clip, encoded and decoded: frames (F, H, W, 3) and audio (samples,)."""
-    clip = render_clip(name, seed)
-    frames = clip.frames.permute(0, 3, 1, 2).unsqueeze(0) * 2 - 1
-    latents = pipe.video_codec.encode(frames.to(pipe.device, pipe.dtype))
-    sound = pipe.audio_codec.encode(clip.audio[None].to(pipe.device, pipe.dtype))
-    rebuilt, audio = pipe.decode(latents, sound)
-    return rebuilt[0], audio[0]
+def table(report: dict[str, Any]) -> str:
+    """The report for a reader: a line a figure, with its floor and its ceiling beside it."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return "-"
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    rows: list[tuple[str, ...]] = []
+
+    def add(name: str, value: Any, floor: Any = None, ceiling: Any = None, note: str = "") -> None:
+        rows.append((name, cell(value), cell(floor), cell(ceiling), note))
+
+    def figures(found: dict[str, Any], prefix: str = "") -> None:
+        if scores := found.get("class_accuracy"):
+            for kind in ("video", "audio"):
+                note = f"{scores['clips']} clips; judge on renders {cell(scores[f'judge_{kind}'])}"
+                floor = scores[f"codec_floor_{kind}"]
+                add(f"{prefix}class accuracy, {kind}", scores[kind], floor, scores["chance"], note)
+        for name in ("fvd", "kvd", "fad"):
+            if scores := found.get(name):
+                note = f"{scores['clips']} clips; {scores['features']}"
+                add(prefix + name.upper(), scores["value"], scores["codec_floor"], scores["ceiling"], note)
+        if scores := found.get("sync"):
+            note = f"{scores['samples']} clips of {', '.join(scores['by_class'])}"
+            add(f"{prefix}within 100 ms", scores["within_100ms"], scores["codec_floor"], scores["shuffled"], note)
+            floor = scores["av_align_codec_floor"]
+            add(f"{prefix}AV-Align", scores["av_align"], floor, scores["av_align_shuffled"], note)
+
+    figures(report)
+    figures(report.get("first_window", {}), "first window: ")
+    for kind in ("video", "audio"):
+        if scores := report.get("copies", {}).get(kind):
+            note = f"nearest of {report['copies']['training_clips']} training clips"
+            add(f"copies, {kind}", scores["share"], scores["held_out_share"], scores["true_copy_share"], note)
+    settings = report["settings"]
+    how = f"{settings['task']}, {settings['steps']} steps of {settings['sampler']}, guidance {settings['guidance']:g}"
+    lines = [f"{report['clips']} clips of each class; {how}"]
+    if rows:
+        rows.insert(0, ("", "model", "codec floor", "ceiling", ""))
+        widths = [max(len(row[k]) for row in rows) for k in range(4)]
+        for row in rows:
+            cells = [row[0].ljust(widths[0]), *(row[k].rjust(widths[k]) for k in (1, 2, 3)), row[4]]
+            lines.append("  ".join(cells).rstrip())
+    for part, name in (("video", "video codec"), ("audio", "audio codec")):
+        if part in report:
+            lines.append(f"{name}: " + ", ".join(f"{key} {cell(value)}" for key, value in report[part].items()))
+    return "\n".join(lines)

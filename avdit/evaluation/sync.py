@@ -37,14 +37,12 @@ def within(seen: list[float], heard: list[float], tolerance: float = TOLERANCE) 
     return float(np.mean(np.abs(np.array(seen) - np.array(heard)) <= tolerance + 1e-6))
 
 
-def sync_scores(clips: list[tuple[np.ndarray, np.ndarray]], fps: int, sampling_rate: int) -> dict[str, float]:
-    """Scores of ``clips`` (frames, audio): their own sound, and as a ceiling the sound of the clip before.
+def sync_scores(seen: list[float], heard: list[float]) -> dict[str, float]:
+    """Scores of clips by their onsets: with their own sound, and as a ceiling with the sound of the clip before.
 
     Raises:
         ValueError: for fewer than two clips, which cannot be shuffled.
     """
-    if len(clips) < 2:
+    if len(seen) < 2:
         raise ValueError("synchrony is measured on two clips or more")
-    seen = [picture_onset(frames, fps) for frames, _ in clips]
-    heard = [sound_onset(audio, sampling_rate) for _, audio in clips]
     return {"within_100ms": within(seen, heard), "shuffled": within(seen, heard[-1:] + heard[:-1])}
