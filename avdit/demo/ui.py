@@ -94,24 +94,30 @@ def create_demo(service: Service) -> gr.Blocks:
             api_visibility="private",
             show_progress="hidden",  # through the queue, which carries warnings to the page
         )
-        shown = [player, live, look, plot, recipe, link, mp4, wav, own]
-        examples = [
-            event(
-                _show_example(handlers, asked, plays),
-                [class_label, own],
-                shown,
-                api_visibility="private",
-                show_progress="hidden",
-                concurrency_id="example",
-            )
-            for event, asked, plays in (
-                (opened.then, False, False),
-                (class_label.input, False, True),
-                (watch.click, True, True),
-            )
-        ]
-
         quiet = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        shown = [player, live, look, recipe, link, mp4, wav, own]
+        examples = []
+        for event, asked, plays in (
+            (opened.then, False, False),
+            (class_label.input, False, True),
+            (watch.click, True, True),
+        ):
+            # Whoever leafs through the classes wants each at once, and its plot, which takes a while, where they stay.
+            show = event(
+                _show_example(handlers, asked, plays), [class_label, own], shown, trigger_mode="multiple", **quiet
+            )
+            examples.append(
+                show.then(
+                    _plot_example(handlers),
+                    [recipe, own],
+                    plot,
+                    trigger_mode="always_last",
+                    concurrency_id="example",
+                    api_visibility="private",
+                    show_progress="hidden",
+                )
+            )
+
         events = []
         for name, mode in MODES.items():
             button, *inputs = starts[name]
@@ -211,20 +217,29 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
 def _show_example(handlers: Handlers, asked: bool, plays: bool) -> Callable:
     """What shows the ready clip of the chosen class; where it was not ``asked`` for, in the place of another only."""
 
-    def show(visitor: gr.Request, label: str, own: bool) -> Iterator[tuple]:
+    def show(visitor: gr.Request, label: str, own: bool) -> tuple:
         classes = [name for name in handlers.service.classes if example_of(name)]
         example = example_of(random.choice(classes) if label == SURPRISE and classes else label)
         if example is None or (own and not asked):
-            return
+            return (gr.skip(),) * 8
         handlers.stop_stream(visitor)  # its player gives way
-        line = example.line(handlers.service.weights)
         clip = gr.update(value=str(example.video), autoplay=plays, visible=True)
-        files = gr.update(value=str(example.video), interactive=True), gr.update(interactive=False)
+        line = status(example.line(handlers.service.weights))
         link = link_html(example.recipe, "generate")
-        yield clip, gr.update(visible=False), status(line), gr.skip(), example.recipe, link, *files, False
-        yield *[gr.skip()] * 3, _plot(example.result(handlers.service.pipe.geometry)), *[gr.skip()] * 5
+        files = gr.update(value=str(example.video), interactive=True), gr.update(interactive=False)
+        return clip, gr.update(visible=False), line, example.recipe, link, *files, False
 
     return show
+
+
+def _plot_example(handlers: Handlers) -> Callable:
+    """What draws the plot of the example that is shown."""
+
+    def plot(recipe: dict | None, own: bool) -> dict[str, Any]:
+        example = example_of(recipe["class"]) if recipe and not own else None
+        return _plot(example.result(handlers.service.pipe.geometry)) if example else gr.skip()
+
+    return plot
 
 
 def _plot(result: Result) -> dict[str, Any]:
