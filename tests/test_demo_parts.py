@@ -20,7 +20,7 @@ from avdit.demo.examples import FOLDER, example_of
 from avdit.demo.links import link_of, read_link
 from avdit.demo.looks import ASSETS, picture_data, status, style_sheet
 from avdit.demo.machine import usable_cores, use_bfloat16
-from avdit.demo.plots import onsets, synchrony_figure
+from avdit.demo.plots import synchrony_figure
 from avdit.demo.service import Finished, Service, parse_seed
 from avdit.generate import Request
 from avdit.geometry import ClipGeometry
@@ -28,13 +28,14 @@ from avdit.geometry import ClipGeometry
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
-def test_onsets_are_where_the_clicks_are():
+def test_onsets_are_drawn_where_the_clicks_are():
     audio = np.zeros(25600, np.float32)
     for time_s in (0.4, 0.9, 1.3):
         start = round(time_s * 16000)
         audio[start : start + 400] = np.random.default_rng(0).standard_normal(400) * np.linspace(0.5, 0, 400)
-    np.testing.assert_allclose(onsets(audio, 16000), [0.4, 0.9, 1.3], atol=0.03)
-    assert len(onsets(np.zeros(25600, np.float32), 16000)) == 0
+    clip = SimpleNamespace(frames=np.zeros((16, 8, 8, 3)), audio=audio, fps=10, sampling_rate=16000)
+    lines = [line.get_xdata()[0] for line in synchrony_figure(clip).axes[0].lines]
+    np.testing.assert_allclose(lines, [0.4, 0.9, 1.3], atol=0.03)
 
 
 def test_figure_of_a_silent_still_clip_is_drawn(tmp_path):
