@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,9 @@ from avdit.evaluation.judge import Judges, PictureJudge, SoundJudge
 from avdit.evaluation.measure import Measured, picture_thumbnail
 from avdit.evaluation.report import DEFAULT_JUDGES
 from avdit.evaluation.sync import EVENT_CLASSES, picture_onset, sound_onset, sync_scores, within
+from avdit.evaluation.tasks import Sampling, streamed
 from avdit.generate import DEFAULT_CHECKPOINT
+from avdit.geometry import ClipGeometry
 from avdit.pipeline import AVDiTPipeline
 
 ROOT = DEFAULT_CHECKPOINT.parent.parent
@@ -126,11 +129,27 @@ def test_what_is_given_is_not_scored(small, capsys):
 
 
 def test_last_window_of_a_continuation_beside_the_first(small, capsys):
-    options = ("--clips", "1", "--steps", "1", "--task", "continuation", "--windows", "3", "--part", "sync")
+    options = ("--clips", "1", "--steps", "1", "--task", "continuation", "--windows", "2", "--part", "sync")
     said = evaluate(capsys, small, *options)
-    assert said["settings"]["windows"] == 3
+    assert said["settings"]["windows"] == 2
     assert said["sync"]["samples"] == said["first_window"]["sync"]["samples"] == 2
     assert said["sync"]["codec_floor"] == said["first_window"]["sync"]["codec_floor"]
+
+
+def test_a_long_stream_gives_its_first_and_its_last_window(monkeypatch):
+    geometry = ClipGeometry()
+
+    def counted(_pipe, settings, _generator, count):
+        """Parts as a stream yields them, whose frames and samples hold their number."""
+        for part in range(count):
+            assert settings()["class_labels"] == "thunder"
+            start, length = 12 * part, 16 if part == count - 1 else 12
+            yield np.arange(start, start + length), np.arange(1600 * start, 1600 * (start + length))
+
+    monkeypatch.setattr("avdit.evaluation.tasks.windows", counted)
+    sample = streamed(SimpleNamespace(geometry=geometry), Sampling("continuation", windows=7), "thunder", 0)
+    assert sample.first[0].tolist() == list(range(16)) and sample.first[1][[0, -1]].tolist() == [0, 25599]
+    assert sample.frames.tolist() == list(range(72, 88)) and sample.audio[[0, -1]].tolist() == [115200, 140799]
 
 
 def test_feature_networks_of_the_user(small, tmp_path, capsys):
