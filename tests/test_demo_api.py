@@ -21,7 +21,7 @@ CLIENTS, REQUESTS = {"": (4, 2), "1": (8, 10)}.get(LOAD) or tuple(map(int, LOAD.
 
 
 def test_endpoints_and_their_parameters_are_documented(client):
-    info = client.view_api(return_format="dict")["named_endpoints"]
+    info = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
     assert set(info) == {"/generate", "/stream", "/video_to_audio", "/audio_to_video", "/animate"}
     for name, endpoint in info.items():
         for parameter in endpoint["parameters"]:
@@ -31,7 +31,7 @@ def test_endpoints_and_their_parameters_are_documented(client):
 
 def test_classes_and_samplers_are_listed(client):
     """Who calls a tool by its description alone learns from it what can be asked for."""
-    for endpoint in client.view_api(return_format="dict")["named_endpoints"].values():
+    for endpoint in client.view_api(return_format="dict", print_info=False)["named_endpoints"].values():
         types = {p["parameter_name"]: p["type"].get("enum", []) for p in endpoint["parameters"]}
         assert "thunder" in types["class_label"] and "surprise me" in types["class_label"]
         assert types["sampler"] == ["ddim", "dpm++", "unipc"]

@@ -74,8 +74,8 @@ def create_demo(service: Service) -> gr.Blocks:
                 )
                 look = gr.HTML(status(""), elem_id="status", show_label=False)
                 with gr.Row(elem_classes="together"):
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop")
-                    watch = gr.Button("Play an example", elem_id="watch", visible=first is not None)
+                    stop = gr.Button("Stop", variant="stop", elem_id="stop", size="md")
+                    watch = gr.Button("Play an example", elem_id="watch", size="md", visible=first is not None)
                 plot = gr.Plot(label="Spectrogram, motion and onsets", show_label=False, elem_id="plot", visible=False)
                 with gr.Row(elem_classes="together"):
                     mp4 = gr.DownloadButton("Clip (MP4)", interactive=False, elem_id="mp4", size="md")
