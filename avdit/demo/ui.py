@@ -137,6 +137,8 @@ def create_demo(service: Service) -> gr.Blocks:
             )
         stop.click(handlers.stop, None, None, **quiet)
         stop.click(lambda: status("stopped"), None, look, cancels=events, **quiet)
+        # Its last report must not come after the example's line; a clip that is being made goes on.
+        watch.click(None, None, None, cancels=events[list(MODES).index("stream")], **quiet)
         for name in MODES:  # an example that is still on its way must not replace what begins here
             starts[name][0].click(lambda: True, None, own, cancels=examples, **quiet)
         chosen = [class_label, steps, guidance, audio_guidance, sampler]
