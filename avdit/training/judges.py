@@ -23,11 +23,11 @@ from avdit.training.data import my_share
 from avdit.training.trainer import Trainer, trainer_config
 
 DEFAULTS = {
-    "clips": 80,  # rendered clips a class
-    "test_clips": 20,  # held-out clips a class on which their own accuracy is measured
+    "clips": 48,  # rendered clips a class
+    "test_clips": 8,  # held-out clips a class on which their own accuracy is measured
     "noise": 0.2,  # on the picture's statistics, in their deviations: what the codecs change must not matter
-    "picture": {"steps": 800, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 0.1, "sample_every": 0},
-    "sound": {"steps": 600, "batch_size": 48, "learning_rate": 2e-3, "weight_decay": 0.05, "sample_every": 0},
+    "picture": {"steps": 500, "batch_size": 64, "learning_rate": 2e-3, "weight_decay": 0.1, "sample_every": 0},
+    "sound": {"steps": 260, "batch_size": 32, "learning_rate": 2e-3, "weight_decay": 0.05, "sample_every": 0},
     "parts": ["picture", "sound"],
 }
 ROUNDS = 4  # clips of every class in a shard
