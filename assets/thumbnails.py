@@ -8,10 +8,10 @@ from PIL import Image
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from avdit.data.scenes import ALL_CLASSES, HELD_OUT, LANDSCAPE, render_clip  # noqa: E402
+from avdit.data.scenes import ALL_CLASSES, LANDSCAPE, render_clip  # noqa: E402
 
 SIZE = 160
-# Which seed (from HELD_OUT on) and frame tell most: the flash, the splash, the lightning.
+# Which seed and frame tell most: the flash, the splash, the lightning.
 TELLING = {
     "explosion": (101, 10),
     "fire crackling": (100, 6),
@@ -28,7 +28,7 @@ TELLING = {
 def main() -> None:
     for label in ALL_CLASSES:
         seed, frame = TELLING.get(label, (100 + (label != "break"), 8))
-        picture = Image.fromarray((render_clip(label, HELD_OUT + seed).frames[frame].numpy() * 255).astype("uint8"))
+        picture = Image.fromarray((render_clip(label, seed).frames[frame].numpy() * 255).astype("uint8"))
         if label not in LANDSCAPE:
             picture = picture.crop((26, 34, 230, 238))  # the dancer, not the stage
         path = HERE / "classes" / f"{label.replace(' ', '-')}.jpg"

@@ -226,10 +226,15 @@ def stream(
 
         return settings_of(now) | {"callback_on_step_end": step_end}
 
-    generator = torch.Generator().manual_seed(request.seed)
+    generator = torch.Generator().manual_seed(fold_seed(request.seed))
     for frames, audio in windows(pipe, settings, generator, count, given, turn):
         # A given video or sound (of one window) stays as it is; the model has only seen what its codec keeps of it.
         yield (given.get("video", frames), given.get("audio", audio)) if count == 1 else (frames, audio)
+
+
+def fold_seed(seed: int) -> int:
+    """``seed`` as torch's CPU generator can tell it apart: it heeds the lowest 32 bits alone, so more are mixed in."""
+    return seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
 def recipe_of(pipe: AVDiTPipeline, request: Request) -> dict[str, Any]:

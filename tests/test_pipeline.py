@@ -24,6 +24,12 @@ def test_clip_has_the_geometry(pipe):
     assert (out.fps, out.sampling_rate) == (10, 16000)
 
 
+def test_large_seeds_are_told_apart(pipe):
+    """Torch's generator would take the first two for one."""
+    sounds = [generate(pipe, Request("thunder", seed=seed, steps=1)).audio for seed in (3, 2**32 + 3, 2**33 + 3)]
+    assert all(not np.array_equal(a, b) for a, b in zip(sounds, sounds[1:] + sounds[:1], strict=True))
+
+
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_same_seed_is_the_same_clip_alone_and_in_a_batch(pipe, sampler):
     pipe.set_sampler(sampler)

@@ -42,6 +42,13 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path):
     torch.testing.assert_close(again.run().weight, expected)
 
 
+def test_no_two_steps_draw_the_same_noise(tmp_path):
+    trainer, seen = line_fit(tmp_path, 1), set()
+    for trainer.step in range(600):
+        seen.update(torch.rand(1, generator=generator).item() for generator in trainer.generators())
+    assert len(seen) > 0.999 * 600 * trainer.global_batch
+
+
 def test_given_parts_carry_no_loss():
     generator = torch.Generator().manual_seed(0)
     diffusion = Diffusion(xs_scheduler())

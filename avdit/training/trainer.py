@@ -20,6 +20,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, parse_flag_from_env
@@ -141,7 +142,9 @@ class Trainer:
 
     def generators(self) -> list[torch.Generator]:
         """One for each row of this part, for what is too large to be drawn by every process for all rows."""
-        return [torch.Generator().manual_seed((((self.seed + 1) << 24) + row) % 2**63) for row in self.rows]
+        # Mixed by numpy, as torch's CPU generator heeds the lowest 32 bits of a seed alone.
+        seeds = [int(np.random.SeedSequence((self.seed, row)).generate_state(1)[0]) for row in self.rows]
+        return [torch.Generator().manual_seed(seed) for seed in seeds]
 
     @property
     def state_path(self) -> Path:
