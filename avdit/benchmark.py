@@ -60,6 +60,8 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]
     if runs < 1:
         raise ValueError(f"--runs {runs} must be 1 or more")
     clip, model, device = pipe.geometry, pipe.transformer, pipe.transformer.device
+    auto = torch.is_autocast_enabled(device.type)
+    dtype = torch.get_autocast_dtype(device.type) if auto else model.dtype
     video, audio = (x.to(device, model.dtype).repeat(2, *[1] * (x.ndim - 1)) for x in pipe.prepare_latents(1, None))
     t_video = torch.full((2, clip.frames), 500, device=device)
     t_audio = torch.full((2, clip.audio_columns), 500, device=device)
@@ -72,7 +74,7 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]
 
     with FlopCounterMode(display=False) as counter:
         forward()
-    rate = matmul_gflops(device, model.dtype)
+    rate = matmul_gflops(device, dtype)
     results: list[Result] = []
     whole = measure(lambda: results.append(generate(pipe, Request(pipe.classes[0], steps=steps))), runs)
     with tempfile.TemporaryDirectory() as folder:
@@ -84,7 +86,7 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]
             "processor": platform.processor() or platform.machine(),
             "threads": torch.get_num_threads(),
             "device": str(device),
-            "dtype": str(model.dtype).removeprefix("torch."),
+            "dtype": str(dtype).removeprefix("torch."),
             "torch": torch.__version__,
         },
         "runs": runs,

@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 
 from avdit.data.scenes import CLASSES, GENRES
 from avdit.generate import DEFAULT_CHECKPOINT, Request, generate, load_pipeline, weights_sha256
+from avdit.machine import fast_precision
 from avdit.media import ensure_ffmpeg
 from avdit.models.avdit import AVDiT
 
@@ -164,7 +165,9 @@ def run_generate(args: argparse.Namespace) -> None:
     if not args.out.resolve().parent.is_dir():
         raise ValueError(f"--out {args.out}: the folder {args.out.resolve().parent} does not exist")
     ensure_ffmpeg()  # better said before the clip is made than after
-    result = generate(load_pipeline(args.checkpoint, args.device), request)
+    pipe = load_pipeline(args.checkpoint, args.device)
+    with fast_precision(pipe.device):
+        result = generate(pipe, request)
     result.save(args.out)
     report(
         args,
@@ -227,7 +230,10 @@ def run_evaluate(args: argparse.Namespace) -> None:
 def run_bench(args: argparse.Namespace) -> None:
     from avdit.benchmark import bench
 
-    report(args, bench(load_pipeline(args.checkpoint, args.device), args.runs, args.steps))
+    pipe = load_pipeline(args.checkpoint, args.device)
+    with fast_precision(pipe.device):
+        values = bench(pipe, args.runs, args.steps)
+    report(args, values)
 
 
 def run_train(args: argparse.Namespace) -> None:

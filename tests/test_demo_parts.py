@@ -19,11 +19,11 @@ from avdit.data.scenes import ALL_CLASSES, CLASSES
 from avdit.demo.examples import FOLDER, example_of
 from avdit.demo.links import link_of, read_link
 from avdit.demo.looks import ASSETS, picture_data, status, style_sheet
-from avdit.demo.machine import usable_cores, use_bfloat16
 from avdit.demo.plots import synchrony_figure
 from avdit.demo.service import Finished, Service, parse_seed
 from avdit.generate import Request
 from avdit.geometry import ClipGeometry
+from avdit.machine import usable_cores, use_bfloat16
 
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from avdit.demo.machine import on_gpu, usable_cores, use_bfloat16, zero_gpu
+from avdit.demo.machine import on_gpu, zero_gpu
 from avdit.demo.turns import Turns
 from avdit.generate import MAX_SEED, Request, Result, Stopped, generate, load_pipeline, stream, weights_sha256, whole
+from avdit.machine import usable_cores, use_bfloat16
 from avdit.media import MediaError, write_clip, write_wav
 from avdit.pipeline import AVDiTPipeline
 

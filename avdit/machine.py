@@ -1,0 +1,49 @@
+"""What the machine is good at: number format by measurement, and the cores that are ours."""
+
+import math
+import os
+import time
+from pathlib import Path
+
+import torch
+
+SIDE = 512  # of the matrices that are multiplied for the measurement
+GAIN = 1.5  # bfloat16 must be so many times faster, for it costs accuracy
+
+
+def use_bfloat16(device: torch.device) -> bool:
+    """Whether ``device`` multiplies matrices of bfloat16 much faster than of float32; measured in well under a second.
+
+    A CPU without matrix units for it is far slower, and no flag of the processor says so on every system.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
+    best = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.ones(SIDE, SIDE, dtype=dtype)
+        times = []
+        begun = time.perf_counter()
+        while len(times) < 5 and (not times or time.perf_counter() - begun < 0.2):
+            start = time.perf_counter()
+            x @ x
+            times.append(time.perf_counter() - start)
+        best[dtype] = min(times)
+    return best[torch.float32] > GAIN * best[torch.bfloat16]
+
+
+def usable_cores() -> int:
+    """Cores that this process may use; a container sees all of its host's, and more threads than cores are slow."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    count = len(affinity(0)) if affinity else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return min(count, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no container, or "max": no limit
+        return count
+
+
+def fast_precision(device: torch.device) -> torch.autocast:
+    """Computing in the number format that ``device`` is fast in, for a ``with`` statement."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(device))
