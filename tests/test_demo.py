@@ -61,6 +61,7 @@ def test_link_reopens_the_page_with_the_recipe(page):
     page.get_by_label("Randomize").uncheck()
     page.get_by_label("Seed", exact=True).fill(str(2**62 + 1))  # more than a browser's numbers hold
     press(page, "Generate")
+    status_has(page, "1.6 s of clip")  # until then the link is the example's
     page.get_by_role("link", name="Link to this recipe").click(timeout=PATIENCE)
     expect(page.get_by_label("Seed", exact=True)).to_have_value(str(2**62 + 1), timeout=PATIENCE)
     expect(page.get_by_role("radio", name="raining")).to_be_checked()

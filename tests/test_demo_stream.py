@@ -32,7 +32,7 @@ def test_stream_plays_follows_a_class_change_and_stops(page, tmp_path):
     set_number(page, "Steps", 1)
     page.get_by_role("radio", name="thunder").check()
     press(page, "Start the stream")
-    status_has(page, "thunder: 1 windows made")
+    status_has(page, re.compile(r"thunder: \d+ windows made"))
     play(page, 0.5)
     page.get_by_role("radio", name="raining").check()
     status_has(page, re.compile(r"raining: \d+ windows made.*× real time.*first picture after.*buffered"))
