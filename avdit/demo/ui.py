@@ -229,7 +229,8 @@ def _show_example(handlers: Handlers, asked: bool, plays: bool) -> Callable:
         line = status(example.line(handlers.service.weights))
         link = link_html(example.recipe, "generate")
         files = gr.update(value=str(example.video), interactive=True), gr.update(interactive=False)
-        return clip, gr.update(visible=False), line, example.recipe, link, *files, False
+        # Unasked it was nobody's work before; to say so again might come after a click on Generate and undo it.
+        return clip, gr.update(visible=False), line, example.recipe, link, *files, False if asked else gr.skip()
 
     return show
 
