@@ -122,6 +122,9 @@ def create_demo(service: Service) -> gr.Blocks:
         for name, mode in MODES.items():
             button, *inputs = starts[name]
             streams = name == "stream"
+            # An example that is still on its way must not replace what begins here. The browser goes through a
+            # button's events in this order and waits for each: after the work this would come too late.
+            button.click(lambda: True, None, own, cancels=examples, **quiet)
             events.append(
                 button.click(
                     _work(handlers, name, mode),
@@ -139,8 +142,6 @@ def create_demo(service: Service) -> gr.Blocks:
         stop.click(lambda: status("stopped"), None, look, cancels=events, **quiet)
         # Its last report must not come after the example's line; a clip that is being made goes on.
         watch.click(None, None, None, cancels=events[list(MODES).index("stream")], **quiet)
-        for name in MODES:  # an example that is still on its way must not replace what begins here
-            starts[name][0].click(lambda: True, None, own, cancels=examples, **quiet)
         chosen = [class_label, steps, guidance, audio_guidance, sampler]
         gr.on([control.change for control in chosen], handlers.change, chosen, None, **quiet)
         demo.unload(handlers.stop)
