@@ -122,14 +122,11 @@ def create_demo(service: Service) -> gr.Blocks:
         for name, mode in MODES.items():
             button, *inputs = starts[name]
             streams = name == "stream"
-            # An example that is still on its way must not replace what begins here. The browser goes through a
-            # button's events in this order and waits for each: after the work this would come too late.
-            button.click(lambda: True, None, own, cancels=examples, **quiet)
             events.append(
                 button.click(
                     _work(handlers, name, mode),
                     [*settings, *inputs],
-                    outputs,
+                    [*outputs, own],
                     api_visibility="private",
                     concurrency_id="stream" if streams else "clip",
                     concurrency_limit=STREAMS_AT_ONCE if streams else CLIPS_AT_ONCE,
@@ -142,6 +139,8 @@ def create_demo(service: Service) -> gr.Blocks:
         stop.click(lambda: status("stopped"), None, look, cancels=events, **quiet)
         # Its last report must not come after the example's line; a clip that is being made goes on.
         watch.click(None, None, None, cancels=events[list(MODES).index("stream")], **quiet)
+        for name in MODES:  # the plot of an example that is still on its way must not replace what begins here
+            starts[name][0].click(None, None, None, cancels=examples, **quiet)
         chosen = [class_label, steps, guidance, audio_guidance, sampler]
         gr.on([control.change for control in chosen], handlers.change, chosen, None, **quiet)
         demo.unload(handlers.stop)
@@ -186,6 +185,7 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
         streams, preview, line, unchanged = name == "stream", None, "", gr.skip()
         shown = [gr.update(visible=not streams), gr.update(visible=streams)]
         plot = gr.update(visible=False)  # that of the last clip says nothing of this one
+        mine = True  # from the first report on
         handlers.stop(visitor)  # one page shows one work at a time
         try:
             for request, report in handlers.reports(mode, visitor, *values):
@@ -196,22 +196,22 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
                     waits = f"{request.class_label}: waiting for its turn"
                     steps = f"{request.class_label}: step {report.step} of {report.steps}"
                     bar = status(line or (steps if report.step else waits), report.step, report.steps, preview)
-                    yield *shown, bar, seed, plot, *[unchanged] * 4
+                    yield *shown, bar, seed, plot, *[unchanged] * 4, mine
                 elif isinstance(report, Finished):
                     result = report.result
                     made = f"{len(result.frames) / result.fps:.1f} s of clip in {result.wall_s:.1f} s, seed {seed}"
                     clip = gr.update(value=str(report.video), autoplay=True)
                     files = [gr.update(value=str(file), interactive=True) for file in (report.video, report.audio)]
                     link = link_html(result.recipe, name)
-                    yield clip, unchanged, status(made), seed, plot, result.recipe, link, *files
+                    yield clip, unchanged, status(made), seed, plot, result.recipe, link, *files, mine
                     # After the clip, which can be watched while it is drawn.
-                    yield *[unchanged] * 4, _plot(result), *[unchanged] * 4
+                    yield *[unchanged] * 4, _plot(result), *[unchanged] * 5
                 else:
                     line, preview = stream_line(report), None
-                    yield unchanged, str(report.video), status(line), seed, *[unchanged] * 5
-                shown, plot = [unchanged] * 2, unchanged
+                    yield unchanged, str(report.video), status(line), seed, *[unchanged] * 5, mine
+                shown, plot, mine = [unchanged] * 2, unchanged, unchanged
         except gr.Error:
-            yield unchanged, unchanged, status(""), *[unchanged] * 6  # no bar that would wait for ever
+            yield unchanged, unchanged, status(""), *[unchanged] * 7  # no bar that would wait for ever
             raise
 
     return work
