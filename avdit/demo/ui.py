@@ -127,6 +127,7 @@ def create_demo(service: Service) -> gr.Blocks:
                     _work(handlers, name, mode),
                     [*settings, *inputs],
                     [*outputs, own],
+                    trigger_mode="multiple",  # a click right after Stop counts; a second one ends the first one's work
                     api_visibility="private",
                     concurrency_id="stream" if streams else "clip",
                     concurrency_limit=STREAMS_AT_ONCE if streams else CLIPS_AT_ONCE,
