@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from avdit.pipeline import SAMPLERS, AVDiTPipeline
 from avdit.streaming import OVERLAP, CleanEstimate, Window, windows
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "avdit-xs"
+TURBO = "turbo"  # in place of a sampler's name: few steps by adapters that were distilled for them
 MAX_SEED = 2**63 - 1
 OnStep = Callable[[int, int, torch.Tensor], None]
 
@@ -59,8 +60,8 @@ class Request:
         between(self.seconds, "seconds", 0.1, 60)
         if self.start is not None:
             between(self.start, "start", 0, 86400)
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join(SAMPLERS)}")
+        if self.sampler not in (TURBO, *SAMPLERS):
+            raise ValueError(f"unknown sampler {self.sampler!r}: choose one of {', '.join((TURBO, *SAMPLERS))}")
         if sum(part is not None for part in (self.video, self.audio, self.image)) > 1:
             raise ValueError("give one of a video, a sound and a picture, not several")
 
@@ -126,25 +127,48 @@ def weights_sha256(checkpoint: Path) -> str:
     return digest.hexdigest()
 
 
+def usable_device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ValueError: where it cannot be used here.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError):
+        raise ValueError(f"device {name!r} cannot be used here: choose cpu, or cuda where there is a GPU") from None
+    return device
+
+
 @functools.lru_cache(maxsize=1)
-def load_pipeline(checkpoint: Path = DEFAULT_CHECKPOINT, device: str = "cpu") -> AVDiTPipeline:
+def load_pipeline(
+    checkpoint: Path = DEFAULT_CHECKPOINT,
+    device: str = "cpu",
+    offload: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> AVDiTPipeline:
     """The pipeline of a checkpoint folder, loaded once and kept.
+
+    Args:
+        offload: Keep the model and each codec in the CPU's memory but while it works on ``device``.
 
     Raises:
         ValueError: for a checkpoint or a device that cannot be used.
     """
+    target = usable_device(device)
+    if offload and target.type == "cpu":
+        raise ValueError("--offload is for a GPU: give --device cuda, or leave it out")
     weight_files(checkpoint)
     disable_progress_bar()  # of the loading, which takes less than a second
     try:
-        target = torch.device(device)
-        torch.empty(1, device=target)
-    except (RuntimeError, AssertionError):
-        raise ValueError(f"device {device!r} cannot be used here: choose cpu, or cuda where there is a GPU") from None
-    try:
-        pipe = AVDiTPipeline.from_pretrained(checkpoint, dtype=torch.float32, local_files_only=True)
+        pipe = AVDiTPipeline.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
     except (RuntimeError, KeyError, TypeError, OSError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {checkpoint} cannot be loaded: {str(error).splitlines()[0]}") from error
     pipe.set_progress_bar_config(disable=True)
+    if offload:
+        pipe.enable_model_cpu_offload(device=target)
+        return pipe
     return pipe.to(target)
 
 
@@ -171,14 +195,30 @@ def _after(start: float) -> str:
     return f" after {start:g} s" if start else ""
 
 
+def resolved(pipe: AVDiTPipeline, request: Request) -> Request:
+    """``request`` as the turbo adapters of its class need it, where it asks for them: their steps and no guidance.
+
+    Raises:
+        ValueError: where there are none.
+    """
+    if request.sampler != TURBO:
+        return request
+    steps = pipe.turbo_steps(request.class_label)
+    if steps is None:
+        raise ValueError(f"there are no turbo adapters for {request.class_label!r}: choose the sampler ddim")
+    return replace(request, steps=steps, guidance=1.0, audio_guidance=None)
+
+
 def settings_of(request: Request) -> dict[str, Any]:
     """The pipeline's arguments for one window of ``request``."""
+    turbo = request.sampler == TURBO
     return {
         "class_labels": request.class_label,
         "num_inference_steps": request.steps,
         "guidance_scale": float(request.guidance),
         "audio_guidance_scale": request.audio_guidance,
-        "sampler": request.sampler,
+        "sampler": "ddim" if turbo else request.sampler,
+        "turbo": turbo,
     }
 
 
@@ -210,7 +250,7 @@ def stream(
 
     def settings() -> dict[str, Any]:
         nonlocal done
-        now = live() if live is not None else request
+        now = resolved(pipe, live() if live is not None else request)
         estimate = CleanEstimate()
         done = 0 if count is None else done
         total = now.steps * (count or 1)
@@ -263,6 +303,7 @@ def generate(
         Stopped: where ``should_stop`` said so.
     """
     request.validate(pipe.classes)
+    request = resolved(pipe, request)
     start = time.monotonic()
     clip = pipe.geometry
     wanted = clip.frames_of(request.seconds)

@@ -44,6 +44,11 @@ def usable_cores() -> int:
         return count
 
 
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """The number format that ``device`` is fast in."""
+    return torch.bfloat16 if use_bfloat16(device) else torch.float32
+
+
 def fast_precision(device: torch.device) -> torch.autocast:
     """Computing in the number format that ``device`` is fast in, for a ``with`` statement."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=use_bfloat16(device))
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast_dtype(device) is torch.bfloat16)

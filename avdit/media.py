@@ -12,7 +12,7 @@ from typing import Any
 
 import ffmpeg
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 
 class MediaError(ValueError):
@@ -93,6 +93,7 @@ def write_clip(
     fps: int,
     sampling_rate: int,
     metadata: dict[str, Any] | None = None,
+    exact: bool = False,
 ) -> Path:
     """Write an mp4 (H.264 yuv420p, AAC, faststart) whole or not at all.
 
@@ -100,6 +101,8 @@ def write_clip(
         frames: (F, H, W, 3) in [0, 1]; H and W even.
         audio: (samples,) in [-1, 1]; cut or padded to the picture's length.
         metadata: The recipe, kept as JSON in the file's comment.
+        exact: Keep every sample of the sound and none more (ALAC). AAC fills its last frame up, which in a stream of
+            clips adds up: the sound of each would end later than its picture.
 
     Raises:
         MediaError: where the file cannot be written, or the clip holds values that are no numbers.
@@ -121,6 +124,9 @@ def write_clip(
         picture = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=size, framerate=fps)
         options = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 18, "preset": "veryfast", "r": fps}
         options |= {"acodec": "aac", "audio_bitrate": "128k", "ar": sampling_rate, "movflags": "+faststart"}
+        if exact:
+            options["acodec"] = "alac"
+            del options["audio_bitrate"]
         if metadata is not None:
             options["metadata"] = f"comment={json.dumps(metadata)}"
         stream = ffmpeg.output(picture.video, sound.audio, str(work / "clip.mp4"), t=count / fps, **options)
@@ -173,8 +179,9 @@ def read_video(
     if not has_stream(probe(path), "video"):
         raise MediaError(f"{path} has no picture")
     stream = _input(path, start).video.filter("fps", fps)
-    stream = stream.filter("scale", width, height, force_original_aspect_ratio="increase")
-    stream = stream.filter("crop", width, height)
+    # Cut first: a picture like a thread, scaled as a whole, would be longer than any memory.
+    stream = stream.filter("crop", f"min(iw,ceil(ih*{width}/{height}))", f"min(ih,ceil(iw*{height}/{width}))")
+    stream = stream.filter("scale", width, height)
     limit = {} if max_frames is None else {"vframes": max_frames}
     try:
         raw, _ = stream.output("pipe:", format="rawvideo", pix_fmt="rgb24", **limit).run(
@@ -209,26 +216,26 @@ def read_audio(
     audio = np.frombuffer(raw, "<f4")[:max_samples]
     if not len(audio):
         raise MediaError(f"{path} holds no sound")
+    if not np.isfinite(audio).all():
+        raise MediaError(f"{path} holds samples that are no numbers")
     return audio.copy()
 
 
 def read_image(path: Path | str, *, height: int, width: int) -> np.ndarray:
-    """A picture (H, W, 3) in [0, 1], its middle scaled to fill ``width`` x ``height``.
+    """A picture (H, W, 3) in [0, 1], upright, its middle scaled to fill ``width`` x ``height``.
 
     Raises:
         MediaError: where the file is no picture.
     """
     try:
         with Image.open(path) as image:
-            image = image.convert("RGB")
-            scale = max(width / image.width, height / image.height)
-            size = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
-            image = image.resize(size, Image.Resampling.LANCZOS)
-            left, top = (size[0] - width) // 2, (size[1] - height) // 2
-            image = image.crop((left, top, left + width, top + height))
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+            image = ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
     except FileNotFoundError:
         raise MediaError(f"{path} does not exist") from None
-    except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise MediaError(f"{path} has too many pixels: give a picture of at most 100 megapixels") from None
+    except (UnidentifiedImageError, OSError):
         raise MediaError(f"{path} is not a picture that can be read") from None
     return np.asarray(image, np.float32) / 255
 

@@ -15,6 +15,7 @@ from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.avdit import AVDiT
 from avdit.models.video_codec import VideoCodec
+from avdit.packs import PackMixin
 
 SAMPLERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 Array = np.ndarray | Tensor
@@ -30,7 +31,7 @@ class AVDiTPipelineOutput(BaseOutput):
     sampling_rate: int
 
 
-class AVDiTPipeline(DiffusionPipeline):
+class AVDiTPipeline(PackMixin, DiffusionPipeline):
     """Joint generation of video and audio, and each from the other.
 
     Example:
@@ -50,20 +51,19 @@ class AVDiTPipeline(DiffusionPipeline):
         audio_codec: AudioCodec,
         scheduler: DDIMScheduler,
         classes: list[str] | None = None,
+        pack: str = "own",
     ) -> None:
         super().__init__()
         self.register_modules(
             transformer=transformer, video_codec=video_codec, audio_codec=audio_codec, scheduler=scheduler
         )
-        self.register_to_config(classes=list(classes or [str(i) for i in range(transformer.config.num_classes)]))
+        classes = list(classes or [str(i) for i in range(transformer.config.num_classes)])
+        self.register_to_config(classes=classes, pack=pack)
+        self.set_first_pack(pack, classes)
 
     @property
     def geometry(self) -> ClipGeometry:
         return self.transformer.clip
-
-    @property
-    def classes(self) -> list[str]:
-        return self.config.classes
 
     def set_sampler(self, name: str) -> None:
         """Choose the sampler: ``ddim``, ``dpm++`` (DPM-Solver++ 2M) or ``unipc``.
@@ -81,6 +81,7 @@ class AVDiTPipeline(DiffusionPipeline):
         self,
         class_labels: Sequence[int],
         num_inference_steps: int,
+        guidance_start: float,
         output_type: str,
         given_frames: int,
         video: Array | None,
@@ -89,12 +90,14 @@ class AVDiTPipeline(DiffusionPipeline):
         callback_tensors: Sequence[str],
     ) -> None:
         """Raise ``ValueError`` with one clear sentence for what cannot be sampled."""
-        count = self.transformer.config.num_classes
+        count = len(self.classes)
         if not class_labels:
             raise ValueError("no class was given: name at least one")
         for label in class_labels:
             if not 0 <= label <= count:
                 raise ValueError(f"class {label} does not exist: choose 0 to {count - 1}, or {count} for none")
+        if not 0 <= guidance_start <= 1:
+            raise ValueError(f"guidance_start = {guidance_start!r} must be from 0 to 1")
         if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= 1000:
             raise ValueError(f"num_inference_steps = {num_inference_steps!r} must be a whole number from 1 to 1000")
         if output_type not in ("np", "pt", "latent"):
@@ -110,6 +113,19 @@ class AVDiTPipeline(DiffusionPipeline):
         for name in callback_tensors:
             if name not in self._callback_tensor_inputs:
                 raise ValueError(f"callback tensor {name!r} must be one of {', '.join(self._callback_tensor_inputs)}")
+
+    def check_turbo(self, labels: Sequence[int]) -> int:
+        """Steps of the turbo adapters for the classes ``labels``.
+
+        Raises:
+            ValueError: where there are none, or another sampler than theirs is set.
+        """
+        steps = self.turbo_steps(labels)
+        if steps is None:
+            raise ValueError(f"there are no turbo adapters for {self.pack_of(labels)[0]}: leave turbo out")
+        if not isinstance(self.scheduler, DDIMScheduler):
+            raise ValueError("turbo adapters need the sampler ddim")
+        return steps
 
     def label_ids(self, class_labels: str | int | Sequence[str | int]) -> list[int]:
         """Indices of class names or indices.
@@ -146,7 +162,7 @@ class AVDiTPipeline(DiffusionPipeline):
         self, video: Array | None, audio: Array | None, image: Array | None, given_frames: int, batch: int
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """Clean latents of what is given, and which frames (F,) and audio columns (M,) it covers."""
-        clip, device, dtype = self.geometry, self._execution_device, self.transformer.dtype
+        clip, device = self.geometry, self._execution_device
         for name, part, axes in (("image", image, 3), ("video", video, 4), ("audio", audio, 1)):
             if part is not None and part.ndim != axes and not (part.ndim == axes + 1 and len(part) in (1, batch)):
                 raise ValueError(
@@ -158,7 +174,7 @@ class AVDiTPipeline(DiffusionPipeline):
         if image is not None:
             video = torch.as_tensor(image).unsqueeze(-4)
         if video is not None:
-            pixels = torch.as_tensor(video, dtype=dtype, device=device)
+            pixels = torch.as_tensor(video, dtype=self.video_codec.dtype, device=device)
             pixels = pixels.unsqueeze(0) if pixels.ndim == 4 else pixels
             count = 1 if image is not None else given_frames or clip.frames
             if pixels.shape[1] < count or tuple(pixels.shape[2:]) != (clip.height, clip.width, 3):
@@ -167,27 +183,27 @@ class AVDiTPipeline(DiffusionPipeline):
                     f"{clip.height} x {clip.width} x 3"
                 )
             encoded = self.video_codec.encode(pixels[:, :count].permute(0, 1, 4, 2, 3) * 2 - 1)
-            video_latents = torch.zeros(len(encoded), clip.frames, *clip.video_latent_shape, dtype=dtype, device=device)
+            video_latents = torch.zeros(len(encoded), clip.frames, *clip.video_latent_shape, device=device)
             video_latents[:, :count] = encoded
             video_latents = video_latents.expand(batch, -1, -1, -1, -1)
             frames[:count] = True
         if audio is not None:
-            sound = torch.as_tensor(audio, dtype=dtype, device=device)
+            sound = torch.as_tensor(audio, dtype=torch.float32, device=device)  # of 8 bits it would hiss
             sound = sound.unsqueeze(0) if sound.ndim == 1 else sound
             count = clip.columns_of(given_frames or clip.frames)
             wanted = clip.samples_of(given_frames or clip.frames)
             if sound.shape[1] < wanted:
                 raise ValueError(f"the sound given has {sound.shape[1]} samples; it must have at least {wanted}")
             sound = torch.nn.functional.pad(sound[:, : clip.samples], (0, max(0, clip.samples - sound.shape[1])))
-            audio_latents = self.audio_codec.encode(sound).expand(batch, -1, -1, -1)
+            audio_latents = self.audio_codec.encode(sound).float().expand(batch, -1, -1, -1)
             columns[:count] = True
         return video_latents, audio_latents, frames.to(device), columns.to(device)
 
     @torch.no_grad()
     def decode(self, video_latents: Tensor, audio_latents: Tensor, output_type: str = "np") -> tuple[Array, Array]:
         """Latents to frames (B, F, H, W, 3) in [0, 1] and audio (B, samples)."""
-        frames = self.video_codec.decode(video_latents).permute(0, 1, 3, 4, 2) / 2 + 0.5
-        audio = self.audio_codec.decode(audio_latents)
+        frames = self.video_codec.decode(video_latents.to(self.video_codec.dtype)).permute(0, 1, 3, 4, 2) / 2 + 0.5
+        audio = self.audio_codec.decode(audio_latents.to(self.audio_codec.dtype))
         if output_type == "pt":
             return frames, audio
         return frames.float().cpu().numpy(), audio.float().cpu().numpy()
@@ -199,12 +215,14 @@ class AVDiTPipeline(DiffusionPipeline):
         num_inference_steps: int = 12,
         guidance_scale: float = 2.0,
         audio_guidance_scale: float | None = None,
+        guidance_start: float = 0.5,
         generator: torch.Generator | list[torch.Generator] | None = None,
         video: Array | None = None,
         audio: Array | None = None,
         image: Array | None = None,
         given_frames: int = 0,
         latents: tuple[Tensor, Tensor] | None = None,
+        turbo: bool = False,
         output_type: str = "np",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
@@ -217,12 +235,15 @@ class AVDiTPipeline(DiffusionPipeline):
             num_inference_steps: Steps of the sampler.
             guidance_scale: Classifier-free guidance of the picture; 1 is none.
             audio_guidance_scale: That of the sound; as the picture's where it is left out.
+            guidance_start: Share of the steps that are made before guidance sets in. At high noise it costs variety
+                (Kynkäänniemi et al. 2024, arXiv 2404.07724): rare moments, such as lightning, and their synchrony.
             generator: CPU generator, or one a clip; the same seed gives the same clip alone or in a batch.
             video: Frames (F, H, W, 3) in [0, 1] that are given: their sound is made.
             audio: Samples (n,) that are given: their picture is made.
             image: First frame (H, W, 3) in [0, 1].
             given_frames: Continue: so many first frames of ``video`` and their sound of ``audio`` are given.
             latents: Noise of picture and sound, in place of drawing it.
+            turbo: Use the pack's turbo adapters: their own few steps, no guidance, the sampler ``ddim``.
             output_type: ``np``, ``pt`` or ``latent``.
             callback_on_step_end: Called as diffusers calls it; what it returns replaces the latents.
 
@@ -234,6 +255,7 @@ class AVDiTPipeline(DiffusionPipeline):
         self.check_inputs(
             labels,
             num_inference_steps,
+            guidance_start,
             output_type,
             given_frames,
             video,
@@ -241,6 +263,11 @@ class AVDiTPipeline(DiffusionPipeline):
             image,
             callback_on_step_end_tensor_inputs,
         )
+        if turbo:
+            num_inference_steps = self.check_turbo(labels)
+            guidance_scale = audio_guidance_scale = 1.0
+        pack, labels = self.pack_of(labels)
+        self.use_pack(self.turbo_pack(pack) if turbo else pack)
         device, dtype, batch = self._execution_device, self.transformer.dtype, len(labels)
         audio_guidance_scale = guidance_scale if audio_guidance_scale is None else audio_guidance_scale
 
@@ -253,7 +280,8 @@ class AVDiTPipeline(DiffusionPipeline):
         ):
             if tuple(part.shape) != wanted:
                 raise ValueError(f"the latents of the {name} are {tuple(part.shape)}; they must be {wanted}")
-        video_latents, audio_latents = video_latents.to(device, dtype), audio_latents.to(device, dtype)
+        # Latents stay in 32-bit floats whatever the networks compute in: small steps must not be rounded away.
+        video_latents, audio_latents = video_latents.to(device).float(), audio_latents.to(device).float()
         clean_video, clean_audio, frames, columns = self.encode_conditions(video, audio, image, given_frames, batch)
         keep_video = frames.view(1, -1, 1, 1, 1)
         keep_audio = columns.repeat_interleave(self.geometry.audio_patch[0]).view(1, 1, -1, 1)
@@ -272,23 +300,24 @@ class AVDiTPipeline(DiffusionPipeline):
         audio_scheduler = copy.deepcopy(self.scheduler)
         guided = guidance_scale != 1 or audio_guidance_scale != 1
         class_ids = torch.tensor(labels, device=device)
-        if guided:
-            class_ids = torch.cat([class_ids, torch.full_like(class_ids, self.transformer.config.num_classes)])
-        repeat = 2 if guided else 1
+        both_ids = torch.cat([class_ids, torch.full_like(class_ids, self.transformer.config.num_classes)])
 
         # 4. Denoise.
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(self.scheduler.timesteps):
+                guided_now = guided and i >= guidance_start * num_inference_steps
+                repeat = 2 if guided_now else 1
                 t_video = t.expand(batch * repeat, len(frames)).masked_fill(frames, 0)
                 t_audio = t.expand(batch * repeat, len(columns)).masked_fill(columns, 0)
                 video_out, audio_out = self.transformer(
-                    video_latents.repeat(repeat, 1, 1, 1, 1),
-                    audio_latents.repeat(repeat, 1, 1, 1),
+                    video_latents.repeat(repeat, 1, 1, 1, 1).to(dtype),
+                    audio_latents.repeat(repeat, 1, 1, 1).to(dtype),
                     t_video,
                     t_audio,
-                    class_ids,
+                    both_ids if guided_now else class_ids,
                 )
-                if guided:
+                video_out, audio_out = video_out.float(), audio_out.float()
+                if guided_now:
                     wanted, free = video_out.chunk(2)
                     video_out = free + guidance_scale * (wanted - free)
                     wanted, free = audio_out.chunk(2)

@@ -35,7 +35,14 @@ SOURCES = {
     "vocoder": "cvssp/audioldm-s-full-v2",
 }
 PARTS = {"dit": "transformer", "vae": "vae", "audio_vae": "vae", "vocoder": "vocoder"}
-XL_ADAPTERS = {"temporal_width": 384, "lora_rank": 64, "interaction_rank": 64, "interaction_every": 2}
+XL_ADAPTERS = {
+    "temporal_width": 384,
+    "lora_rank": 64,
+    "interaction_rank": 64,
+    "interaction_every": 2,
+    "interaction_pool": 1,  # the joint attention sees every token, as in the paper
+    "exchange_features": 0,
+}
 LARGEST_SHARE = 0.2  # of all parameters, that may train
 CLASS_SETS = {"landscape": list(CLASSES), "dance": list(GENRES)}
 CARD = """---
@@ -87,8 +94,9 @@ def joint_model(dit: DiT, geometry: ClipGeometry, classes: Sequence[str], adapte
     wanted = {"input_size": side, "in_channels": channels, "patch_size": geometry.video_patch}
     expect("the DiT", dict(dit.config), wanted)
     for name, value in adapters.items():
-        if value < 1:
-            raise ValueError(f"{name} {value} must be 1 or more")
+        least = 0 if name == "exchange_features" else 1
+        if value < least:
+            raise ValueError(f"{name} {value} must be {least} or more")
     unconditional = [dit.config.num_classes] * len(classes)
     model = AVDiT.from_backbone(dit, geometry, unconditional, num_classes=len(classes), **adapters)
     if model.trainable_share > LARGEST_SHARE:
@@ -150,7 +158,8 @@ def assemble(
 
     scheduler: DDIMScheduler = xl_scheduler()
     codecs = VideoCodec.from_vae(vae), AudioCodec.from_parts(audio_vae, vocoder)
-    pipe = AVDiTPipeline(model, *codecs, scheduler, classes=list(classes)).to(dtype)
+    pack = next((name for name, known in CLASS_SETS.items() if known == list(classes)), "own")
+    pipe = AVDiTPipeline(model, *codecs, scheduler, classes=list(classes), pack=pack).to(dtype)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

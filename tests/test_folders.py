@@ -145,6 +145,15 @@ def test_cache_of_something_else_is_refused(folder, codecs, tmp_path):
             changed.build()
 
 
+def test_what_is_on_the_test_list_by_now_is_not_trained_on(folder, codecs, tmp_path):
+    cache(tmp_path / "cache", folder, codecs).build()
+    (tmp_path / "test.txt").write_text("rain/c\n")
+    train, _ = split_files(FolderSettings(folder, test=tmp_path / "test.txt"))
+    fewer = LatentCache(tmp_path / "cache", folder, train, ("fire", "rain"), GEOMETRY, codecs, 1)
+    with pytest.raises(ValueError, match="clips-00000004.safetensors was made from other files"):
+        fewer.build()
+
+
 def test_folder_without_a_clip_is_named(folder, codecs, tmp_path):
     films = tmp_path / "films"
     (films / "rain").mkdir(parents=True)

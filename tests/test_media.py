@@ -206,3 +206,12 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, part):
     with pytest.raises(MediaError, match="not finite numbers"):
         media.write_clip(tmp_path / "c.mp4", frames, audio, fps=FPS, sampling_rate=RATE)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("frames", [12, 24, 48])
+def test_exact_sound_is_as_long_as_the_picture(tmp_path, frames):
+    """To the sample, so that clips that follow on each other in a stream do not drift apart."""
+    samples = frames * RATE // FPS
+    path = tmp_path / "piece.mp4"
+    media.write_clip(path, picture(frames), click(0.8, samples), fps=FPS, sampling_rate=RATE, exact=True)
+    assert len(media.read_audio(path, sampling_rate=RATE)) == samples

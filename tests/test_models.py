@@ -6,6 +6,7 @@ from diffusers import DiTTransformer2DModel
 from safetensors.torch import save_file
 
 from avdit.geometry import ClipGeometry
+from avdit.models.adapters import TimeExchange
 from avdit.models.avdit import AVDiT
 from avdit.models.convert import (
     diffusers_config,
@@ -35,11 +36,12 @@ def small_dit(**overrides):
     return randomise(DiT(**{**config, **overrides}))
 
 
-def joint_model(trained=False):
+SIZES = {"temporal_width": 32, "lora_rank": 4, "interaction_rank": 4, "interaction_pool": 2, "exchange_features": 8}
+
+
+def joint_model(trained=False, **sizes):
     torch.manual_seed(0)
-    model = AVDiT.from_backbone(
-        small_dit(), GEOMETRY, num_classes=3, temporal_width=32, lora_rank=4, interaction_rank=4
-    )
+    model = AVDiT.from_backbone(small_dit(), GEOMETRY, num_classes=3, **{**SIZES, **sizes})
     if trained:
         backbone = {k: v.clone() for k, v in model.backbone.state_dict().items()}
         randomise(model)
@@ -139,6 +141,7 @@ def test_each_modality_runs_without_the_other():
         if block.interaction is not None:
             block.interaction.gate_video.zero_()
             block.interaction.gate_audio.zero_()
+            block.interaction.exchange = None
     both = model(video, audio, t_video, t_audio, labels)
     torch.testing.assert_close(
         both, (model(video, None, t_video, None, labels)[0], model(None, audio, None, t_audio, labels)[1])
@@ -156,14 +159,37 @@ def test_only_adapters_learn():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+@pytest.mark.parametrize("sizes", [{}, {"interaction_pool": 1, "exchange_features": 0}])
 @torch.no_grad()
-def test_picture_and_sound_hear_each_other():
-    model, (video, audio, *rest) = joint_model(trained=True), inputs()
+def test_picture_and_sound_hear_each_other(sizes):
+    model, (video, audio, *rest) = joint_model(trained=True, **sizes), inputs()
     out, sound = model(video, audio, *rest)
     assert not torch.allclose(model(video + 1, audio, *rest)[1], sound)
     assert not torch.allclose(model(video, audio + 1, *rest)[0], out)
     fresh = joint_model()
     assert torch.equal(fresh(video, audio + 1, *rest)[0], fresh(video, audio, *rest)[0])
+
+
+@torch.no_grad()
+def test_exchange_keeps_the_moment():
+    exchange = randomise(TimeExchange(16, 8, frames=16, columns=20, rows=4))
+    video, audio = torch.randn(1, 16, 9, 16), torch.randn(1, 80, 16)
+    for_video, for_audio = exchange(video, audio)
+    louder, brighter = audio.clone(), video.clone()
+    louder[:, 10 * 4 : 11 * 4] += 1  # the column from 0.8 to 0.88 s: the middle of frame 8 and what is next to it
+    brighter[:, 8] += 1
+    moved = (exchange(video, louder)[0] - for_video).abs().amax((0, 2, 3))
+    assert moved.nonzero().flatten().tolist() in ([8], [7, 8], [8, 9]) and moved.argmax() == 8
+    moved = (exchange(brighter, audio)[1] - for_audio).abs().amax((0, 2)).view(20, 4).amax(1)
+    assert set(moved.nonzero().flatten().tolist()) <= {9, 10, 11} and moved.argmax() == 10
+
+
+@pytest.mark.parametrize("left_out", ["temporal_width", "lora_rank", "interaction_every", "exchange_features"])
+def test_parts_can_be_left_out(left_out):
+    part, full = joint_model(trained=True, **{left_out: 0}), joint_model()
+    assert part.trainable_share < full.trainable_share
+    (part(*inputs())[0].mean() + part(*inputs())[1].mean()).backward()
+    assert all(p.grad is not None for p in part.adapter_parameters())
 
 
 @torch.no_grad()

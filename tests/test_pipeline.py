@@ -50,6 +50,28 @@ def test_class_and_guidance_matter(pipe):
     assert (base.audio - sound_only.audio).abs().max() > 1e-3
 
 
+def test_guidance_sets_in_after_half_of_the_steps(pipe):
+    def after(step, **settings):
+        seen = []
+        pipe(
+            "thunder",
+            num_inference_steps=4,
+            generator=seeded(1),
+            output_type="latent",
+            callback_on_step_end=lambda _pipe, i, _t, tensors: seen.append(tensors["video_latents"]) or {},
+            **settings,
+        )
+        return seen[step]
+
+    weak, strong = {"guidance_scale": 2.0}, {"guidance_scale": 8.0}
+    assert torch.allclose(after(1, **weak), after(1, **strong), atol=1e-5)
+    assert not torch.allclose(after(2, **weak), after(2, **strong), atol=1e-3)
+    early = {"guidance_start": 0.0}
+    assert not torch.allclose(after(0, **weak, **early), after(0, **strong, **early), atol=1e-3)
+    with pytest.raises(ValueError, match="guidance_start = 2"):
+        after(0, guidance_start=2)
+
+
 def test_what_is_given_comes_back_untouched(pipe):
     video = np.random.default_rng(0).random((16, 256, 256, 3), np.float32)
     audio = np.random.default_rng(1).standard_normal(25600).astype(np.float32) * 0.1

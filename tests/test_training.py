@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from avdit.geometry import ClipGeometry
 from avdit.models.schedule import xs_scheduler
-from avdit.training.adapters import given_parts
+from avdit.training.batches import given_parts
 from avdit.training.diffusion import Diffusion, masked_error
 from avdit.training.trainer import Trainer, TrainerConfig
 
@@ -91,7 +91,7 @@ def test_kill_and_resume_on_the_command_line(tmp_path):
     state = tmp_path / "run" / "audio" / "state.safetensors"
 
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not state.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGKILL)

@@ -200,6 +200,11 @@ class LatentCache:
         Raises:
             ValueError: where a shard that is there was made from something else, or is not what was written.
         """
+        own = {self.shard(group).name for group in range(len(self.groups))}
+        for path in sorted(self.out.glob("clips-*.safetensors")):
+            # Training reads whatever lies in the folder, also what is on the test list by now.
+            if path.name not in own:
+                raise ValueError(f"{path} was made from other files, classes or codecs: give another cache folder")
         mine = range(len(self.groups))[share]
         missing = [group for group in mine if not self.check(group)]
         with ThreadPoolExecutor(workers) as pool:

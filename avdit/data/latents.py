@@ -1,6 +1,7 @@
 """Shards of rendered clips and of their latents, written once and mapped, never loaded whole."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from avdit.data.scenes import CLASSES, render_clip
+from avdit.data.scenes import ALL_CLASSES, CLASSES, render_clip
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.video_codec import VideoCodec
@@ -26,20 +27,26 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def render_shards(
-    out: Path, clips: int, first_seed: int = 0, geometry: ClipGeometry | None = None, share: slice = slice(None)
+    out: Path,
+    clips: int,
+    first_seed: int = 0,
+    geometry: ClipGeometry | None = None,
+    share: slice = slice(None),
+    classes: Sequence[str] = CLASSES,
 ) -> None:
     """Render ``clips`` clips of every class into shards of ``frames`` (n, F, H, W, 3) uint8, ``audio``, ``label``.
 
-    Shards that are there already are kept, so that an interrupted run goes on where it stopped. ``share`` picks the
-    shards that this process makes.
+    Labels are the places of the classes in ``ALL_CLASSES``. Shards that are there already are kept, so that an
+    interrupted run goes on where it stopped. ``share`` picks the shards that this process makes.
     """
+    labels = [ALL_CLASSES.index(name) for name in classes]
     starts = range(first_seed, first_seed + clips, SHARD)[share]
     for start in tqdm(starts, desc="rendering shards", mininterval=10):
         path = Path(out) / f"clips-{start:08d}.safetensors"
         if path.exists():
             continue
         seeds = range(start, min(start + SHARD, first_seed + clips))
-        rendered = [(i, render_clip(i, seed, geometry)) for seed in seeds for i in range(len(CLASSES))]
+        rendered = [(label, render_clip(label, seed, geometry)) for seed in seeds for label in labels]
         frames = torch.stack([(clip.frames * 255).round().to(torch.uint8) for _, clip in rendered])
         audio = torch.stack([clip.audio for _, clip in rendered]).float()
         write_shard(path, {"frames": frames, "audio": audio, "label": torch.tensor([i for i, _ in rendered])})
@@ -63,14 +70,14 @@ def encode_shards(source: Path, out: Path, video: VideoCodec, audio: AudioCodec,
 
 
 class Shards:
-    """Items of a folder of shards by index, read from the mapped files when they are asked for.
+    """Items of all shards in a folder by index, read from the mapped files when they are asked for.
 
     Raises:
         ValueError: where the folder holds no shard.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.files = [safe_open(path, "pt") for path in sorted(Path(folder).glob("clips-*.safetensors"))]
+        self.files = [safe_open(path, "pt") for path in sorted(Path(folder).rglob("clips-*.safetensors"))]
         if not self.files:
             raise ValueError(f"{folder} holds no shards (clips-*.safetensors)")
         self.index = [(file, i) for file in self.files for i in range(file.get_slice("label").get_shape()[0])]

@@ -1,7 +1,10 @@
 """The trainable parts that are inserted into the frozen image transformer. All start as no change."""
 
+import math
+
 import torch
-from einops import rearrange
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from avdit.models.dit import Attention, attend, sincos_1d
@@ -46,42 +49,96 @@ class TemporalAttention(nn.Module):
         return self.up(rearrange(attend(q, k, v), "(b n) heads f d -> (b f) n (heads d)", n=x.shape[1]))
 
 
+class TimeExchange(nn.Module):
+    """What happens when: a few features of each frame are added to the sound of its moment, and the other way round.
+
+    Features are found token by token and averaged over a frame or a column of sound, so that they cost little and
+    tell the moment exactly, which attention over all tokens is slow to learn. (MMAudio, Cheng et al. 2024, conditions
+    its sound on features of the frame of its moment in the same spirit.) Both ways start at zero.
+    """
+
+    def __init__(self, width: int, features: int, frames: int, columns: int, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+        self.video_down, self.audio_down = nn.Linear(width, features), nn.Linear(width, features)
+        self.video_up, self.audio_up = nn.Linear(features, width), nn.Linear(features, width)
+        for layer in (self.video_up, self.audio_up):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("to_columns", resampling(frames, columns), persistent=False)
+        self.register_buffer("to_frames", resampling(columns, frames), persistent=False)
+
+    def forward(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, F, N, D) and (B, M, D) to what is added to each frame (B, F, 1, D) and to (B, M, D)."""
+        seen = F.gelu(self.video_down(video), approximate="tanh").mean(2)  # (B, F, features)
+        heard = F.gelu(self.audio_down(audio), approximate="tanh")
+        heard = heard.unflatten(1, (-1, self.rows)).mean(2)  # (B, columns, features)
+        for_video = self.video_up(self.to_frames.to(heard.dtype) @ heard).unsqueeze(2)
+        for_audio = self.audio_up(self.to_columns.to(seen.dtype) @ seen).repeat_interleave(self.rows, 1)
+        return for_video, for_audio
+
+
+def resampling(source: int, target: int) -> Tensor:
+    """Weights (target, source) that interpolate ``source`` steps of a span of time at the middles of ``target``."""
+    # In 64 bits: where a model is loaded in half precision, that is the type of what is made without naming one.
+    at = ((torch.arange(target, dtype=torch.float64) + 0.5) * source / target - 0.5).clamp(0, source - 1)
+    return (1 - (at.unsqueeze(1) - torch.arange(source)).abs()).clamp(min=0).float()
+
+
 class Interaction(nn.Module):
     """The block's own frozen self-attention over the joined tokens of picture and sound.
 
     Positions in time, on one scale for both, tell which sound belongs to which frame. Both gates start at zero.
+
+    Args:
+        pool: The picture takes part with the mean of each ``pool`` x ``pool`` tokens; 1: with every token.
+        exchange: Features of the :class:`TimeExchange` beside it; 0: none.
     """
 
-    def __init__(self, width: int, rank: int, frames: int, columns: int, rows: int) -> None:
+    def __init__(
+        self, width: int, rank: int, frames: int, columns: int, rows: int, *, pool: int = 1, exchange: int = 0
+    ) -> None:
         super().__init__()
+        self.pool = pool
         self.attention = lora_for_attention(width, rank)
         self.gate_video = nn.Parameter(torch.zeros(width))
         self.gate_audio = nn.Parameter(torch.zeros(width))
         self.time = nn.Linear(64, width)
-        centres = (torch.arange(columns) + 0.5) * frames / columns - 0.5  # in frames
+        self.exchange = TimeExchange(width, exchange, frames, columns, rows) if exchange else None
+        centres = (torch.arange(columns, dtype=torch.float64) + 0.5) * frames / columns - 0.5  # in frames
         self.register_buffer("frame_times", sincos_1d(64, torch.arange(frames) * 4), persistent=False)
         self.register_buffer("column_times", sincos_1d(64, centres * 4).repeat_interleave(rows, 0), persistent=False)
 
     def forward(self, attn: Attention, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """Modulated tokens (B, F, N, D) and (B, M, D) to what is added to each."""
-        batch, frames, n, _ = video.shape
-        dtype = video.dtype
-        video = video + self.time(self.frame_times[:frames].to(dtype)).unsqueeze(1)
-        audio = audio + self.time(self.column_times[: audio.shape[1]].to(dtype))
-        joint = attn(torch.cat([video.flatten(1, 2), audio], 1), self.attention)  # (B, F·N + M, D)
-        video, audio = joint.split([frames * n, audio.shape[1]], 1)
-        return self.gate_video * video.unflatten(1, (frames, n)), self.gate_audio * audio
+        frames, side = video.shape[1], math.isqrt(video.shape[2])
+        cells = {"p": self.pool, "q": self.pool, "h": side // self.pool}
+        joint_video = video if self.pool == 1 else reduce(video, "b f (h p w q) d -> b f (h w) d", "mean", **cells)
+        joint_video = joint_video + self.time(self.frame_times.to(video.dtype)).unsqueeze(1)
+        joint_audio = audio + self.time(self.column_times.to(audio.dtype))
+        joint = attn(torch.cat([joint_video.flatten(1, 2), joint_audio], 1), self.attention)  # (B, F·N/pool² + M, D)
+        from_sound, from_picture = joint.split([joint.shape[1] - audio.shape[1], audio.shape[1]], 1)
+        from_sound = (self.gate_video * from_sound).unflatten(1, (frames, -1))
+        from_picture = self.gate_audio * from_picture
+        if self.pool > 1:
+            from_sound = repeat(from_sound, "b f (h w) d -> b f (h p w q) d", **cells)
+        if self.exchange is not None:
+            for_video, for_audio = self.exchange(video, audio)
+            from_sound, from_picture = from_sound + for_video, from_picture + for_audio
+        return from_sound, from_picture
 
 
 class BlockAdapters(nn.Module):
-    """Everything that trains in one block."""
+    """Everything that trains in one block; a width or a rank of 0 leaves that part out."""
 
     def __init__(
         self, width: int, hidden: int, *, temporal_width: int, rank: int, frames: int, interaction: Interaction | None
     ) -> None:
         super().__init__()
-        self.temporal = TemporalAttention(width, temporal_width, frames)
-        self.audio_attention = lora_for_attention(width, rank)
-        self.audio_mlp = nn.ModuleDict({"fc1": LoRA(width, hidden, rank), "fc2": LoRA(hidden, width, rank)})
-        self.audio_modulation = LoRA(width, 6 * width, rank)
+        self.temporal = TemporalAttention(width, temporal_width, frames) if temporal_width else None
+        self.audio_attention = self.audio_mlp = self.audio_modulation = None
+        if rank:
+            self.audio_attention = lora_for_attention(width, rank)
+            self.audio_mlp = nn.ModuleDict({"fc1": LoRA(width, hidden, rank), "fc2": LoRA(hidden, width, rank)})
+            self.audio_modulation = LoRA(width, 6 * width, rank)
         self.interaction = interaction

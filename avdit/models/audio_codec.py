@@ -1,11 +1,13 @@
 """Sound to latents and back: log-mel spectrogram, its VAE, and a vocoder."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, ModelMixin  # noqa: F401  diffusers looks for a component's loader here
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 from transformers.audio_utils import mel_filter_bank
@@ -28,7 +30,11 @@ SMALL_VAE: dict[str, Any] = {
 
 
 class LogMel(nn.Module):
-    """Natural-log mel spectrogram as AudioLDM computes it: 1,024-point Hann window, Slaney filters."""
+    """Natural-log mel spectrogram as AudioLDM computes it: 1,024-point Hann window, Slaney filters.
+
+    It moves with its model from device to device but stays in 32-bit floats whatever the model's weights are cast to:
+    there are no transforms of bfloat16 on a CPU, and quiet sounds would drown in its rounding.
+    """
 
     def __init__(self, sampling_rate: int, hop_length: int, mel_bins: int, n_fft: int = 1024) -> None:
         super().__init__()
@@ -38,8 +44,12 @@ class LogMel(nn.Module):
         )
         filters = torch.from_numpy(bank.T).float()
         self.register_buffer("filters", filters, persistent=False)
-        self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
+        # Where a model is loaded in half precision, that is the type of what is made without naming one.
+        self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
         self.register_buffer("inverse", torch.linalg.pinv(filters), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogMel":
+        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
 
     def forward(self, audio: Tensor) -> Tensor:
         """Audio (B, samples) to (B, samples / hop, mel_bins)."""
@@ -140,6 +150,7 @@ class AudioCodec(LatentCodec):
         """The VAE's input (B, 1, T, mel_bins) for audio (B, samples)."""
         return (self.log_mel(audio.float()) - self.config.mel_mean).unsqueeze(1) / self.config.mel_std
 
+    @apply_forward_hook
     def encode(self, audio: Tensor) -> Tensor:
         """Audio (B, samples) in [-1, 1] to normalised latents (B, C, time, frequency)."""
         return self.normalise(self.posterior(self.mel(audio).to(self.dtype)).mode())
@@ -149,9 +160,13 @@ class AudioCodec(LatentCodec):
         mel = self.reconstruct(self.denormalise(latents)).squeeze(1).float()
         return mel * self.config.mel_std + self.config.mel_mean
 
+    @apply_forward_hook
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, C, time, frequency) to audio (B, samples) in [-1, 1]."""
-        mel = self.decode_mel(latents)
-        audio = self.synthesiser(mel if isinstance(self.synthesiser, GriffinLim) else mel.to(self.dtype))
-        samples = mel.shape[1] * self.config.hop_length  # published vocoders make a few samples more
-        return audio.float().reshape(len(latents), -1)[:, :samples].clamp(-1, 1)
+        return self.synthesise(self.decode_mel(latents))
+
+    def synthesise(self, log_mel: Tensor) -> Tensor:
+        """Log-mel (B, T, mel_bins) to audio (B, samples) in [-1, 1]."""
+        audio = self.synthesiser(log_mel if isinstance(self.synthesiser, GriffinLim) else log_mel.to(self.dtype))
+        samples = log_mel.shape[1] * self.config.hop_length  # published vocoders make a few samples more
+        return audio.float().reshape(len(log_mel), -1)[:, :samples].clamp(-1, 1)

@@ -20,10 +20,12 @@ class AVDiT(ModelMixin, ConfigMixin):
         dit: Configuration of the :class:`DiT`.
         geometry: Fields of :class:`ClipGeometry`.
         num_classes: Classes of the clips; label ``num_classes`` is the unconditional one.
-        temporal_width: Bottleneck of the temporal attention.
-        lora_rank: Rank of the audio branch's updates.
+        temporal_width: Bottleneck of the temporal attention; 0: none.
+        lora_rank: Rank of the audio branch's updates; 0: none.
         interaction_rank: Rank of the joint attention's updates.
-        interaction_every: The joint attention sits in every so-manieth block.
+        interaction_every: The joint attention sits in every so-manieth block; 0: in none.
+        interaction_pool: It sees the picture as means of so many tokens each way.
+        exchange_features: Features of the exchange between each frame and the sound of its moment; 0: none.
     """
 
     _supports_gradient_checkpointing = True
@@ -38,6 +40,8 @@ class AVDiT(ModelMixin, ConfigMixin):
         lora_rank: int = 16,
         interaction_rank: int = 16,
         interaction_every: int = 2,
+        interaction_pool: int = 1,
+        exchange_features: int = 0,
     ) -> None:
         super().__init__()
         self.gradient_checkpointing = False
@@ -49,18 +53,16 @@ class AVDiT(ModelMixin, ConfigMixin):
         self.class_embedder = LabelEmbedder(num_classes, width)
         self.audio_embedder = PatchEmbed(clip.audio_patch, clip.audio_channels, width)
         self.register_buffer("audio_positions", sincos_2d(width, columns, rows), persistent=False)
+
+        def interaction(block: int) -> Interaction | None:
+            if not interaction_every or block % interaction_every != interaction_every - 1:
+                return None
+            options = {"pool": interaction_pool, "exchange": exchange_features}
+            return Interaction(width, interaction_rank, clip.frames, columns, rows, **options)
+
+        sizes = {"temporal_width": temporal_width, "rank": lora_rank, "frames": clip.frames}
         self.adapters = nn.ModuleList(
-            BlockAdapters(
-                width,
-                hidden,
-                temporal_width=temporal_width,
-                rank=lora_rank,
-                frames=clip.frames,
-                interaction=Interaction(width, interaction_rank, clip.frames, columns, rows)
-                if i % interaction_every == interaction_every - 1
-                else None,
-            )
-            for i in range(shape.depth)
+            BlockAdapters(width, hidden, **sizes, interaction=interaction(i)) for i in range(shape.depth)
         )
         self.audio_final = FinalLayer(width, clip.audio_patch[0] * clip.audio_patch[1] * clip.audio_channels)
         nn.init.zeros_(self.audio_final.linear.weight)
@@ -107,19 +109,23 @@ class AVDiT(ModelMixin, ConfigMixin):
         return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
 
     def load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put another pack on the backbone in memory.
+        """Put another pack on the backbone in memory; its class table may have another length.
 
         Raises:
             ValueError: naming the first key that is wrong, missing or of another shape.
         """
-        own = self.adapter_state_dict()
+        own, table = self.adapter_state_dict(), "class_embedder.embedding_table.weight"
         for name in sorted(own.keys() ^ state.keys()):
             raise ValueError(f"adapter pack does not fit: {name!r} is {'missing' if name in own else 'unknown'}")
         for name, value in state.items():
-            if value.shape != own[name].shape:
+            if value.shape[name == table :] != own[name].shape[name == table :]:
                 raise ValueError(
                     f"adapter pack does not fit: {name!r} is {tuple(value.shape)}, not {tuple(own[name].shape)}"
                 )
+        if len(state[table]) != len(own[table]):
+            embedder = LabelEmbedder(len(state[table]) - 1, own[table].shape[1])
+            self.class_embedder = embedder.to(own[table].device, own[table].dtype)
+            self.register_to_config(num_classes=len(state[table]) - 1)
         self.load_state_dict(state, strict=False)
 
     def parameter_table(self) -> dict[str, int]:
@@ -189,9 +195,12 @@ class AVDiT(ModelMixin, ConfigMixin):
         if xv is not None:
             v = block.modulation(cv)  # 6 × (B·F, 1, D)
             xv = xv + v[2] * block.attn(modulate(block.norm1(xv), v[0], v[1]))
-            xv = xv + adapters.temporal(xv, frames)
+            if adapters.temporal is not None:
+                xv = xv + adapters.temporal(xv, frames)
         if xa is not None:
-            a = block.adaLN_modulation(ca) + adapters.audio_modulation(ca)
+            a = block.adaLN_modulation(ca)
+            if adapters.audio_modulation is not None:
+                a = a + adapters.audio_modulation(ca)
             a = a.repeat_interleave(rows, 1).chunk(6, dim=-1)  # 6 × (B, M, D)
             xa = xa + a[2] * block.attn(modulate(block.norm1(xa), a[0], a[1]), adapters.audio_attention)
         if adapters.interaction is not None and xv is not None and xa is not None:

@@ -20,7 +20,7 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention over (N, heads, T, d)."""
-    if q.device.type == "cpu" and q.shape[-2] <= SHORT_SEQUENCE:
+    if q.device.type == "cpu" and q.shape[-2] <= SHORT_SEQUENCE and torch.is_grad_enabled():
         return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1) @ v
     return F.scaled_dot_product_attention(q, k, v)
 

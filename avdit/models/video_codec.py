@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, ModelMixin  # noqa: F401  diffusers looks for a component's loader here
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from avdit.models.codec import LatentCodec
@@ -56,12 +57,14 @@ class VideoCodec(LatentCodec):
         codec.autoencoder = vae
         return codec
 
+    @apply_forward_hook
     def encode(self, frames: Tensor) -> Tensor:
         """Frames (B, F, 3, H, W) in [-1, 1] to normalised latents (B, F, C, h, w)."""
         slices = frames.flatten(0, 1).split(self.config.slice_frames)
         latents = [self.normalise(self.posterior(part).mode()) for part in slices]
         return _join(latents, frames.shape[:2])
 
+    @apply_forward_hook
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, F, C, h, w) to frames (B, F, 3, H, W) in [-1, 1]."""
         slices = latents.flatten(0, 1).split(self.config.slice_frames)

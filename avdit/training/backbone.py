@@ -3,6 +3,7 @@
 python -m avdit train backbone --out runs/backbone                 # this machine
 accelerate launch -m avdit train backbone --out runs/backbone      # as accelerate is configured
 
+All classes of all packs are trained on, for one backbone stands behind every pack.
 ``"data": {"folder": DIR}`` trains on the frames of a folder of mp4 files in place of rendered clips.
 """
 
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from avdit.geometry import ClipGeometry
 from avdit.models.dit import DiT
 from avdit.models.schedule import xs_scheduler
 from avdit.training.data import clip_geometry, training_data
@@ -26,6 +28,13 @@ DEFAULTS = {
     "model": {"hidden_size": 192, "depth": 8, "num_heads": 3},
     "train": {"steps": 40000, "batch_size": 64, "learning_rate": 1e-3, "warmup_steps": 100, "sample_every": 500},
 }
+
+
+def new_backbone(geometry: ClipGeometry, num_classes: int, sizes: dict[str, int]) -> DiT:
+    """An untrained backbone over the latents of ``geometry``; ``sizes`` as in ``DEFAULTS["model"]``."""
+    shape = {"input_size": geometry.video_latent_shape[1], "in_channels": geometry.video_channels}
+    shape |= {"patch_size": geometry.video_patch, "num_classes": num_classes, "learn_sigma": False}
+    return DiT(**shape, **sizes)
 
 
 @torch.no_grad()
@@ -51,10 +60,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     data = training_data(config, out, geometry, dry_run=dry_run)
     shards, codec, classes = data.shards, data.video_codec, data.classes
     start = config.get("start")
-    shape = {"input_size": geometry.video_latent_shape[1], "in_channels": geometry.video_channels}
-    shape |= {"patch_size": geometry.video_patch, "num_classes": len(classes), "learn_sigma": False}
     torch.manual_seed(settings.seed)
-    model = DiT.from_pretrained(start) if start else DiT(**shape, **config["model"])
+    model = DiT.from_pretrained(start) if start else new_backbone(geometry, len(classes), config["model"])
     if model.config.num_classes != len(classes):
         raise ValueError(f"{start} has {model.config.num_classes} classes, the data {len(classes)}")
     diffusion = Diffusion(xs_scheduler())
@@ -67,7 +74,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         t = diffusion.timesteps(generator, number)
         items, frames, dropped, t = map(trainer.mine, (items, frames, dropped, t))
         clean = shards.get("video", items, frames).float()
-        labels = shards.get("label", items).where(~dropped, torch.tensor(len(classes)))
+        labels = data.labels(items, dropped)
         noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in trainer.generators()])
         noised, target = diffusion.noised(clean, noise, t, torch.zeros_like(t, dtype=torch.bool))
         predicted = module(noised.to(device), t.to(device), labels.to(device))

@@ -12,16 +12,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from avdit.data.latents import RandomShards, Shards, render_shards
-from avdit.data.scenes import CLASSES
+from avdit.data.latents import RandomShards, Shards
+from avdit.data.scenes import ALL_CLASSES, PACKS
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.codec import LatentCodec
 from avdit.models.features import ImageFeatures, feature_distance
 from avdit.models.video_codec import VideoCodec
-from avdit.training.data import my_share
+from avdit.training.data import rendered_clips
 from avdit.training.sheets import image_grid, save_png
-from avdit.training.trainer import Trainer, trainer_config
+from avdit.training.trainer import Trainer, processes, trainer_config
 
 DEFAULTS = {
     "clips": 60,  # rendered clips a class
@@ -162,14 +162,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     config = {**DEFAULTS, **config}
     for part in ("video", "audio"):
         config[part] = {**DEFAULTS[part], **config[part]}
-    clips = Path(config.get("cache", out)) / "clips"
-    share, state = my_share()
     if dry_run:
-        shards: Shards | RandomShards = RandomShards(ClipGeometry(), len(CLASSES), latents=False)
+        shards: Shards | RandomShards = RandomShards(ClipGeometry(), len(ALL_CLASSES), latents=False)
     else:
-        render_shards(clips, config["clips"], share=share)
-        state.wait_for_everyone()
-        shards = Shards(clips)
+        shards = Shards(rendered_clips(Path(config.get("cache", out)), config["clips"], list(PACKS)))
     costs = {}
     for part in config["parts"]:
         kind, train = (AudioCodec, train_audio) if part == "audio" else (VideoCodec, train_video)
@@ -177,6 +173,6 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         codec = kind.from_pretrained(start) if start else kind()
         codec.to(memory_format=torch.channels_last)  # trains a seventh faster on a CPU
         costs[part] = train(codec, shards, config, Path(out) / part, resume, dry_run)
-        if not dry_run and state.is_main_process:
+        if not dry_run and processes().is_main_process:
             codec.to(torch.bfloat16).save_pretrained(Path(out) / f"{part}_codec")
     return costs if dry_run else None

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from avdit.data.clips import label_of
 from avdit.data.folders import FolderSettings, LatentCache, found_classes, split_files
 from avdit.data.latents import RandomShards, Shards, encode_shards, render_shards
-from avdit.data.scenes import CLASSES
+from avdit.data.scenes import ALL_CLASSES, PACKS
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.video_codec import VideoCodec
@@ -30,6 +31,12 @@ class TrainingData:
     geometry: ClipGeometry
     classes: list[str]
     told: dict[str, Any]  # what a dry run says of it
+    first_label: int = 0  # the label of the first class in the shards
+
+    def labels(self, items: Tensor, dropped: Tensor) -> Tensor:
+        """Class (n,) of each of ``items``; the unconditional one where ``dropped``."""
+        labels = self.shards.get("label", items) - self.first_label
+        return labels.where(~dropped, torch.tensor(len(self.classes)))
 
 
 def clip_geometry(values: dict[str, Any]) -> ClipGeometry:
@@ -76,7 +83,8 @@ def training_data(
 
     Args:
         config: ``codecs`` (folder), ``cache`` (folder; ``out`` by default), and ``data`` (see
-            :class:`FolderSettings`) or ``clips``, the number of clips to be rendered of each class.
+            :class:`FolderSettings`) or ``clips``, the number of clips to be rendered of each class, and ``pack``, of
+            which alone they are (of all packs where it is left out).
         classes: Those of the model, where it has some already.
         dry_run: Write nothing: noise takes the place of the latents, and ``told`` says what there is to encode.
 
@@ -87,11 +95,16 @@ def training_data(
     cache = Path(config.get("cache", out))
     if settings is None:
         video, audio = load_codecs(Path(config["codecs"]), geometry)
-        classes = classes or list(CLASSES)
+        packs = rendered_packs(config.get("pack"))
+        wanted = [name for pack in packs for name in PACKS[pack]]
+        if classes and classes != wanted:
+            raise ValueError(f"the model has other classes than {', '.join(packs)}: {', '.join(classes)}")
+        first = ALL_CLASSES.index(wanted[0])
         if dry_run:
-            told = {"rendered_clips": config["clips"] * len(CLASSES)}
-            return TrainingData(RandomShards(geometry, len(classes)), video, audio, geometry, classes, told)
-        return TrainingData(rendered(config, cache, video, audio), video, audio, geometry, classes, {})
+            told = {"rendered_clips": config["clips"] * len(wanted)}
+            return TrainingData(RandomShards(geometry, len(wanted)), video, audio, geometry, wanted, told)
+        shards = rendered(config, cache, video, audio, packs)
+        return TrainingData(shards, video, audio, geometry, wanted, {}, first)
 
     train, test = split_files(settings)
     found = found_classes(settings, train)
@@ -120,16 +133,35 @@ def training_data(
     return TrainingData(Shards(cache / "latents"), video, audio, geometry, classes, told)
 
 
-def rendered(config: dict, cache: Path, video: VideoCodec, audio: AudioCodec) -> Shards:
-    """The latents of the procedural clips."""
+def rendered_packs(pack: str | None) -> list[str]:
+    """The packs of procedural scenes that are asked for: one, or all.
+
+    Raises:
+        ValueError: for a pack that does not exist.
+    """
+    if pack is not None and pack not in PACKS:
+        raise ValueError(f"unknown pack {pack!r}: choose one of {', '.join(PACKS)}")
+    return [pack] if pack else list(PACKS)
+
+
+def rendered_clips(cache: Path, clips: int, packs: list[str]) -> Path:
+    """The folder of the procedural clips of ``packs``, where ``clips`` of each class are rendered first."""
     share, state = my_share()
-    if config["clips"]:
-        render_shards(cache / "clips", config["clips"], share=share)
-        state.wait_for_everyone()
-    if (cache / "clips").is_dir():
-        encode_shards(cache / "clips", cache / "latents", video, audio, share)
-        state.wait_for_everyone()
-    return Shards(cache / "latents")
+    for pack in packs:
+        render_shards(cache / "clips" / pack, clips, share=share, classes=PACKS[pack])
+    state.wait_for_everyone()
+    return cache / "clips"
+
+
+def rendered(config: dict, cache: Path, video: VideoCodec, audio: AudioCodec, packs: list[str]) -> Shards:
+    """The latents of the procedural clips of ``packs``."""
+    share, state = my_share()
+    clips = rendered_clips(cache, config["clips"], packs)
+    for pack in packs:
+        if (clips / pack).is_dir():
+            encode_shards(clips / pack, cache / "latents" / pack, video, audio, share)
+    state.wait_for_everyone()
+    return Shards(cache / "latents" / packs[0] if len(packs) == 1 else cache / "latents")
 
 
 @torch.no_grad()

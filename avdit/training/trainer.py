@@ -168,7 +168,9 @@ class Trainer:
         """Go on from the last save; False where there is none."""
         if not self.state_path.exists():
             return False
-        with safe_open(self.state_path, "pt", device=str(self.accelerator.device)) as file, torch.no_grad():
+        device = self.accelerator.device
+        place = "cpu" if device.type == "cpu" else str(device)  # safetensors does not know "cpu:0", as gloo has it
+        with safe_open(self.state_path, "pt", device=place) as file, torch.no_grad():
             meta, keys = file.metadata(), set(file.keys())
             for name, parameter in self.parameters.items():
                 parameter.copy_(file.get_tensor(f"weight.{name}"))

@@ -22,8 +22,9 @@ LANDSCAPE: dict[str, Renderer] = {
     "wind noise": sky.wind_noise,
 }
 RENDERERS: dict[str, Renderer] = LANDSCAPE | {genre: partial(dance.dance, genre=genre) for genre in dance.GENRES}
-CLASSES = tuple(LANDSCAPE)  # of the pack that is shipped
+CLASSES = tuple(LANDSCAPE)
 GENRES = dance.GENRES
+PACKS = {"landscape": CLASSES, "dance": GENRES}
 ALL_CLASSES = tuple(RENDERERS)
 # PyTorch's CPU generator heeds the lowest 32 bits of a seed alone, so all ranges lie within them (clip_seed).
 JUDGES = 1 << 26  # seeds from here to HELD_OUT teach the judges of the evaluation, and nothing else
@@ -36,6 +37,7 @@ __all__ = [
     "GENRES",
     "HELD_OUT",
     "JUDGES",
+    "PACKS",
     "SEEDS",
     "Clip",
     "Dice",

@@ -1,0 +1,137 @@
+"""Adapter packs: the adapters of one data set in one file, apart from the backbone that they were trained on."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+PACK_FILE = "adapters.safetensors"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Adapters and the names of the classes that they know, in the order of their class table.
+
+    ``steps`` is given for turbo adapters: those that so many steps were distilled into, guidance with them.
+    """
+
+    classes: list[str]
+    state: dict[str, Tensor]
+    steps: int | None = None
+
+    def save(self, folder: Path) -> None:
+        """Write ``adapters.safetensors`` into ``folder``."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.detach().contiguous().cpu() for name, value in self.state.items()}
+        told = {"classes": json.dumps(self.classes), "steps": json.dumps(self.steps)}
+        save_file(state, folder / PACK_FILE, metadata=told)
+
+    @classmethod
+    def load(cls, folder: Path) -> "Pack":
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            ValueError: where the file is missing, damaged or does not name its classes.
+        """
+        path = Path(folder) / PACK_FILE
+        try:
+            with safe_open(path, "pt") as file:
+                told = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k in ("classes", "steps")}
+                state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
+        except (SafetensorError, OSError, json.JSONDecodeError):
+            raise ValueError(f"{path} is missing, damaged or cut short") from None
+        if not isinstance(told.get("classes"), list):
+            raise ValueError(f"{path} does not name its classes: it is no adapter pack")
+        return cls(told["classes"], state, told.get("steps"))
+
+
+class PackMixin:
+    """What a pipeline does with its packs: they take turns on the one backbone, and a class chooses its pack."""
+
+    def set_first_pack(self, name: str, classes: list[str]) -> None:
+        """Name the pack whose adapters the model was made with."""
+        self._packs = {name: Pack(classes, {})}  # of the one in use the weights are in the model
+        self._pack = name
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "PackMixin":
+        """Load a pipeline as diffusers does, with the packs in its folder ``packs``."""
+        pipe = super().from_pretrained(folder, **kwargs)
+        for path in sorted(Path(folder).glob(f"packs/*/{PACK_FILE}")):
+            pipe.add_pack(path.parent.name, Pack.load(path.parent))
+        return pipe
+
+    def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
+        """Save the pipeline as diffusers does, with its further packs in the folder ``packs``."""
+        default, *others = self._packs
+        self.use_pack(default)
+        super().save_pretrained(folder, **kwargs)
+        for name in others:
+            self._packs[name].save(Path(folder) / "packs" / name)
+
+    @property
+    def packs(self) -> dict[str, list[str]]:
+        """The classes of each pack of adapters, the one that the pipeline was saved with first; turbo ones apart."""
+        return {name: pack.classes for name, pack in self._packs.items() if pack.steps is None}
+
+    @property
+    def classes(self) -> list[str]:
+        """The classes of all packs; a class chooses its pack."""
+        return [name for classes in self.packs.values() for name in classes]
+
+    def turbo_pack(self, name: str) -> str | None:
+        """The turbo adapters that make the classes of pack ``name`` in few steps, where there are some."""
+        known = self._packs[name].classes
+        return next((key for key, pack in self._packs.items() if pack.steps and pack.classes == known), None)
+
+    def turbo_steps(self, class_labels: str | int | Sequence[str | int]) -> int | None:
+        """Steps that turbo adapters need for these classes; None where there are none for them."""
+        turbo = self.turbo_pack(self.pack_of(self.label_ids(class_labels))[0])
+        return self._packs[turbo].steps if turbo else None
+
+    def add_pack(self, name: str, pack: Pack) -> None:
+        """Keep another data set's adapters ready, to be put on the backbone where one of their classes is wanted.
+
+        Raises:
+            ValueError: where the pack, or one of its classes, is there already, or does not fit the backbone; for
+                turbo adapters, where no pack has their classes.
+        """
+        for known in {name} & self._packs.keys() | (set(pack.classes) & set(self.classes) if not pack.steps else set()):
+            raise ValueError(f"the pipeline has {known!r} already: pack {name!r} cannot be added")
+        if pack.steps and pack.classes not in self.packs.values():
+            raise ValueError(f"turbo pack {name!r} has other classes than every pack: {', '.join(pack.classes)}")
+        current = self._pack
+        self._packs[name] = pack
+        try:
+            self.use_pack(name)
+        except ValueError:
+            del self._packs[name]
+            raise
+        self.use_pack(current)
+
+    def use_pack(self, name: str) -> None:
+        """Put the adapters of pack ``name`` on the backbone."""
+        if name == self._pack:
+            return
+        state = {key: value.detach().clone() for key, value in self.transformer.adapter_state_dict().items()}
+        self.transformer.load_adapter_state_dict(self._packs[name].state)
+        self._packs[self._pack] = replace(self._packs[self._pack], state=state)
+        self._pack = name
+
+    def pack_of(self, labels: Sequence[int]) -> tuple[str, list[int]]:
+        """The pack of the classes ``labels`` (indices in :attr:`classes`), and their indices in it.
+
+        Raises:
+            ValueError: where they are of several packs.
+        """
+        places = [(name, i) for name, classes in self.packs.items() for i in range(len(classes))]
+        names = list(dict.fromkeys(places[label][0] for label in labels if label < len(places)))
+        if len(names) > 1:
+            raise ValueError(f"the classes are of several packs, {' and '.join(names)}: make their clips in two calls")
+        pack = names[0] if names else next(iter(self._packs))
+        return pack, [places[k][1] if k < len(places) else len(self._packs[pack].classes) for k in labels]

@@ -1,0 +1,130 @@
+"""Batches of noised clips for the stages that train adapters, with what each task gives clean."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from avdit.geometry import ClipGeometry
+from avdit.training.data import TrainingData
+from avdit.training.diffusion import Diffusion, masked_error
+from avdit.training.trainer import Trainer
+
+
+def given_parts(
+    tasks: dict[str, float], number: int, geometry: ClipGeometry, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """What each of ``number`` clips is given: frames (number, F) and audio columns (number, M), bool."""
+    names = list(tasks)
+    weights = torch.tensor([tasks[name] for name in names])
+    frames = torch.zeros(number, geometry.frames, dtype=torch.bool)
+    columns = torch.zeros(number, geometry.audio_columns, dtype=torch.bool)
+    for i, choice in enumerate(torch.multinomial(weights, number, True, generator=generator).tolist()):
+        match names[choice]:
+            case "v2a":
+                frames[i] = True
+            case "a2v":
+                columns[i] = True
+            case "image":
+                frames[i, 0] = True
+            case "continuation":
+                count = int(torch.randint(2, geometry.frames * 3 // 4, (), generator=generator))
+                frames[i, :count] = True
+                columns[i, : geometry.columns_of(count)] = True
+    return frames, columns
+
+
+@dataclass
+class ClipBatch:
+    """One process's noised clips; ``video`` (B, F, C, h, w) and ``audio`` (B, C, T, f), each with its target.
+
+    ``given_video`` (B, F, 1, 1, 1) and ``given_audio`` (B, 1, T, 1) tell what is clean; ``share_video`` and
+    ``share_audio`` what the sums of errors are divided by (see :func:`masked_error`).
+    """
+
+    video: Tensor
+    audio: Tensor
+    video_target: Tensor
+    audio_target: Tensor
+    t_video: Tensor
+    t_audio: Tensor
+    labels: Tensor
+    given_video: Tensor
+    given_audio: Tensor
+    share_video: float
+    share_audio: float
+
+    def to(self, device: torch.device) -> "ClipBatch":
+        values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        return ClipBatch(**values)
+
+    def video_error(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Mean squared error of the frames that were noised."""
+        return masked_error(predicted, target, ~self.given_video, self.share_video)
+
+    def audio_error(self, predicted: Tensor, target: Tensor) -> Tensor:
+        """Mean squared error of the sound that was noised."""
+        return masked_error(predicted, target, ~self.given_audio, self.share_audio)
+
+
+@dataclass
+class ClipBatches:
+    """Draws the batches of a stage.
+
+    Args:
+        tasks: Weight of each task (see :func:`given_parts`).
+        dropout: Share of clips whose class is left out.
+        timesteps: Draws the timesteps of a whole batch, (n,), from a generator.
+    """
+
+    data: TrainingData
+    geometry: ClipGeometry
+    diffusion: Diffusion
+    trainer: Trainer
+    tasks: dict[str, float]
+    dropout: float
+    timesteps: Callable[[torch.Generator, int], Tensor]
+
+    def draw(self, generator: torch.Generator) -> ClipBatch:
+        """This process's rows of the next batch, on its device."""
+        trainer, geometry, shards = self.trainer, self.geometry, self.data.shards
+        number = trainer.global_batch
+        items = torch.randint(len(shards), (number,), generator=generator)
+        dropped = torch.rand(number, generator=generator) < self.dropout
+        frames, columns = given_parts(self.tasks, number, geometry, generator)
+        t = self.timesteps(generator, number)
+        # What is noised in the whole batch, so that a part in which much is given does not count for more.
+        noised_frames, noised_columns = int((~frames).sum()), int((~columns).sum())
+        items, dropped, frames, columns, t = map(trainer.mine, (items, dropped, frames, columns, t))
+        video = shards.get("video", items).float()
+        # The audio latent's time axis leads, so that it lines up with its timesteps.
+        sound = shards.get("audio", items).float().transpose(1, 2)
+        t_video = t.unsqueeze(1).expand(-1, geometry.frames).masked_fill(frames, 0)
+        t_audio = t.unsqueeze(1).expand(-1, geometry.audio_columns).masked_fill(columns, 0)
+        patch = geometry.audio_patch[0]
+        rows = columns.repeat_interleave(patch, 1)
+        noise = [
+            (torch.randn(video.shape[1:], generator=g), torch.randn(sound.shape[1:], generator=g))
+            for g in trainer.generators()
+        ]
+        noised_video, video_target = self.diffusion.noised(video, torch.stack([v for v, _ in noise]), t_video, frames)
+        noised_sound, sound_target = self.diffusion.noised(
+            sound, torch.stack([a for _, a in noise]), t_audio.repeat_interleave(patch, 1), rows
+        )
+        frame_size = math.prod(geometry.video_latent_shape)
+        column_size = math.prod(geometry.audio_latent_shape) // geometry.audio_columns
+        return ClipBatch(
+            video=noised_video,
+            audio=noised_sound.transpose(1, 2),
+            video_target=video_target,
+            audio_target=sound_target.transpose(1, 2),
+            t_video=t_video,
+            t_audio=t_audio,
+            labels=self.data.labels(items, dropped),
+            given_video=frames[..., None, None, None],
+            given_audio=rows[:, None, :, None],
+            share_video=noised_frames * frame_size / trainer.parts,
+            share_audio=noised_columns * column_size / trainer.parts,
+        ).to(trainer.accelerator.device)

@@ -1,0 +1,150 @@
+"""Stage 4: adapters for few steps without guidance, distilled from a trained pipeline's.
+
+    python -m avdit train turbo --config turbo.json --out runs/turbo    # {"pipeline": DIR} at least
+
+Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512) with the guidance folded in (Meng et al. 2023,
+arXiv 2210.03142): one step of the student must land where two guided steps of the teacher land. Only adapters train,
+and only at the timesteps that are ever used. The result is a pack that takes the place of its teacher's.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+
+from avdit.models.avdit import AVDiT
+from avdit.packs import Pack
+from avdit.training.adapters import DEFAULTS as ADAPTERS
+from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
+from avdit.training.batches import ClipBatch, ClipBatches
+from avdit.training.data import training_data
+from avdit.training.diffusion import Diffusion
+from avdit.training.trainer import Trainer, trainer_config
+
+DEFAULTS = {
+    "pipeline": "checkpoints/avdit-xs",
+    "pack": "landscape",
+    "clips": 160,  # rendered clips a class
+    "steps": 4,  # of the student's sampler
+    "guidance": 2.0,  # of the teacher
+    "tasks": ADAPTERS["tasks"],
+    "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
+}
+
+
+class Teacher:
+    """Two steps of guided DDIM for every step of the student.
+
+    Args:
+        model: The trained model, whose gradients are not wanted.
+        steps: The student's steps.
+    """
+
+    def __init__(self, model: nn.Module, scheduler: DDIMScheduler, steps: int, guidance: float, empty: int) -> None:
+        self.model, self.guidance, self.empty = model, guidance, empty
+        grid = copy.deepcopy(scheduler)
+        grid.set_timesteps(2 * steps)
+        self.grid = grid.timesteps  # (2 · steps,), falling
+        self.alphas = torch.cat([scheduler.alphas_cumprod[self.grid], scheduler.final_alpha_cumprod.view(1)]).float()
+        if scheduler.config.prediction_type != "v_prediction":
+            raise ValueError("turbo adapters are distilled from a model that predicts the velocity")
+
+    def timesteps(self, generator: torch.Generator, number: int) -> Tensor:
+        """Timesteps (number,) of the student's sampler, each as often as the others."""
+        starts = self.grid[::2]
+        order = torch.randperm(number, generator=generator)
+        return starts[(order + torch.randint(len(starts), (), generator=generator)) % len(starts)]
+
+    @torch.no_grad()
+    def targets(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
+        """The velocities of picture and sound at which one step of the student lands where the teacher does."""
+        # Each clip has one timestep; frames and columns that are given have 0.
+        time = torch.maximum(batch.t_video.amax(1), batch.t_audio.amax(1))
+        place = (self.grid.to(time.device).unsqueeze(0) == time.unsqueeze(1)).int().argmax(1)
+        alphas = self.alphas.to(time.device)
+        state = [batch.video, batch.audio]
+        given = [batch.given_video, batch.given_audio]
+        for k in range(2):
+            now = self.grid.to(time.device)[place + k]
+            predicted = self.guided(batch, state, now)
+            a_now, a_next = alphas[place + k], alphas[place + k + 1]
+            for i, (x, v) in enumerate(zip(state, predicted, strict=True)):
+                (a, s), (a_new, s_new) = (scales(value, x) for value in (a_now, a_next))
+                moved = a_new * (a * x - s * v) + s_new * (s * x + a * v)
+                state[i] = torch.where(given[i], x, moved)
+        out = []
+        for start, end in zip((batch.video, batch.audio), state, strict=True):
+            (a, s), (a_new, s_new) = (scales(alphas[place + k], start) for k in (0, 2))
+            clean = (end * s - start * s_new) / (a_new * s - a * s_new)  # of the one step from start to end
+            out.append((a * start - clean) / s)
+        return out[0], out[1]
+
+    def guided(self, batch: ClipBatch, state: list[Tensor], now: Tensor) -> list[Tensor]:
+        """The teacher's velocities at the timesteps ``now`` (B,), guided away from those without a class."""
+        t_video = now.unsqueeze(1).where(batch.t_video > 0, batch.t_video)
+        t_audio = now.unsqueeze(1).where(batch.t_audio > 0, batch.t_audio)
+        if self.guidance == 1:
+            return [v.float() for v in self.model(*state, t_video, t_audio, batch.labels)]
+        labels = torch.cat([batch.labels, torch.full_like(batch.labels, self.empty)])
+        both = self.model(
+            *(torch.cat([x, x]) for x in state), torch.cat([t_video, t_video]), torch.cat([t_audio, t_audio]), labels
+        )
+        halves = (v.float().chunk(2) for v in both)
+        return [free + self.guidance * (wanted - free) for wanted, free in halves]
+
+
+def scales(alpha: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Shares of signal and noise for cumulative ``alpha`` (B,), shaped to broadcast over ``like`` (B, ...)."""
+    alpha = alpha.view(-1, *(1,) * (like.ndim - 1))
+    return alpha.sqrt(), (1 - alpha).sqrt()
+
+
+def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
+    """Distil the adapters of a pipeline into ``out``/pack; a dry run says what that would cost.
+
+    Raises:
+        ValueError: for a pipeline that cannot be distilled, or steps that are not a whole number of 1 or more.
+    """
+    config = {**DEFAULTS, **config}
+    steps = config["steps"]
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps {steps!r} must be a whole number of 1 or more")
+    config, classes, scheduler = from_pipeline(config)
+    settings = trainer_config({**DEFAULTS["train"], **config.get("train", {})})
+    geometry = geometry_of(config)
+    data = training_data(config, out, geometry, classes, dry_run)
+    torch.manual_seed(settings.seed)
+    model = AVDiT.from_pretrained(config["start"])
+    model.freeze_backbone()
+    master = copy.deepcopy(model, {id(model.backbone): model.backbone}).requires_grad_(False)
+
+    def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        batch = batches.draw(generator)
+        with trainer.accelerator.autocast():
+            video_target, audio_target = teacher.targets(batch)
+        video, audio = module(batch.video, batch.audio, batch.t_video, batch.t_audio, batch.labels)
+        terms = {"video": batch.video_error(video, video_target), "audio": batch.audio_error(audio, audio_target)}
+        return {"loss": terms["video"] + terms["audio"], **{name: term.detach() for name, term in terms.items()}}
+
+    def sheet(path: Path) -> None:
+        sample_sheet(model, data, scheduler, path, steps, guidance=1.0)
+
+    trainer = Trainer(model, loss, settings, out, sheet)
+    master = master.to(trainer.accelerator.device)
+    teacher_model = torch.compile(master) if settings.compile else master
+    teacher = Teacher(teacher_model, scheduler, steps, config["guidance"], len(data.classes))
+    batches = ClipBatches(
+        data, geometry, Diffusion(scheduler), trainer, config["tasks"], dropout=0.0, timesteps=teacher.timesteps
+    )
+    if dry_run:
+        return {"data": data.told, **trainer.dry_run()}
+    if resume:
+        trainer.resume()
+    trainer.run()
+    if trainer.accelerator.is_main_process:
+        state = {name: value.to(torch.bfloat16) for name, value in model.adapter_state_dict().items()}
+        Pack(data.classes, state, steps=steps).save(Path(out) / "pack")
+    return None

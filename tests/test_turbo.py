@@ -1,0 +1,110 @@
+"""Turbo adapters: what they are taught is where two guided steps land, and the pipeline uses them where it is asked."""
+
+import copy
+
+import pytest
+import torch
+
+from avdit.generate import Request, generate
+from avdit.models.schedule import xs_scheduler
+from avdit.packs import Pack
+from avdit.pipeline import AVDiTPipeline
+from avdit.training.batches import ClipBatch
+from avdit.training.turbo import Teacher
+
+
+def batch_at(pipe, time, given_frames=0):
+    clip = pipe.geometry
+    video, audio = pipe.prepare_latents(1, torch.Generator().manual_seed(0))
+    frames = (torch.arange(clip.frames) < given_frames).unsqueeze(0)
+    rows = (torch.arange(audio.shape[2]) < clip.audio_patch[0] * clip.columns_of(given_frames)).unsqueeze(0)
+    columns = rows[:, :: clip.audio_patch[0]]
+    return ClipBatch(
+        video=video,
+        audio=audio,
+        video_target=video,
+        audio_target=audio,
+        t_video=torch.full((1, clip.frames), time).masked_fill(frames, 0),
+        t_audio=torch.full((1, clip.audio_columns), time).masked_fill(columns, 0),
+        labels=torch.tensor([5]),
+        given_video=frames[..., None, None, None],
+        given_audio=rows[:, None, :, None],
+        share_video=1.0,
+        share_audio=1.0,
+    )
+
+
+@pytest.mark.parametrize("time", [999, 499, 249])
+@torch.no_grad()
+def test_one_step_lands_where_two_guided_steps_do(tiny_pipeline, time):
+    model, batch, count = tiny_pipeline.transformer, batch_at(tiny_pipeline, time), 4
+    empty = model.config.num_classes
+    fine, coarse = xs_scheduler(), xs_scheduler()
+    fine.set_timesteps(2 * count)
+    coarse.set_timesteps(count)
+    state = {"video": batch.video, "audio": batch.audio}
+    start = fine.timesteps.tolist().index(time)
+    for t in fine.timesteps[start : start + 2]:
+        t_video, t_audio = t.expand(1, 16), t.expand(1, 20)
+        wanted = model(state["video"], state["audio"], t_video, t_audio, torch.tensor([5]))
+        free = model(state["video"], state["audio"], t_video, t_audio, torch.tensor([empty]))
+        for key, w, f in zip(state, wanted, free, strict=True):
+            state[key] = fine.step(f + 3.0 * (w - f), t, state[key]).prev_sample
+    targets = Teacher(model, xs_scheduler(), count, 3.0, empty).targets(batch)
+    for target, begin, end in zip(targets, (batch.video, batch.audio), state.values(), strict=True):
+        landed = coarse.step(target, time, begin).prev_sample
+        torch.testing.assert_close(landed, end, atol=1e-3, rtol=1e-3)
+        assert (landed - begin).abs().max() > 0.05
+
+
+@torch.no_grad()
+def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
+    model = tiny_pipeline.transformer
+    teacher = Teacher(model, xs_scheduler(), 4, 2.0, model.config.num_classes)
+    batch = batch_at(tiny_pipeline, 749, given_frames=4)
+    video, audio = teacher.targets(batch)
+    assert torch.isfinite(video).all() and torch.isfinite(audio).all()
+    batch.video[:, 0] += 3  # the clean first frame is part of what the rest is made from
+    assert not torch.allclose(teacher.targets(batch)[0][:, 4:], video[:, 4:], atol=1e-4)
+    assert set(teacher.timesteps(torch.Generator().manual_seed(0), 8).tolist()) == {999, 749, 499, 249}
+
+
+def turbo_pipeline(folder, steps=3):
+    pipe = AVDiTPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    state = {name: value + 0.02 for name, value in copy.deepcopy(pipe.transformer.adapter_state_dict()).items()}
+    pipe.add_pack("own-turbo", Pack(pipe.classes, state, steps=steps))
+    return pipe
+
+
+def test_pipeline_uses_them_where_it_is_asked(tiny_checkpoint, tmp_path):
+    pipe = turbo_pipeline(tiny_checkpoint)
+    assert list(pipe.packs) == ["own"] and pipe.turbo_steps("thunder") == 3
+    slow = generate(pipe, Request("thunder", steps=3, guidance=1.0))
+    seen = []
+    fast = generate(
+        pipe, Request("thunder", sampler="turbo", steps=30), on_step=lambda done, total, _: seen.append(total)
+    )
+    assert seen == [3, 3, 3]
+    assert (fast.recipe["steps"], fast.recipe["guidance"], fast.recipe["sampler"]) == (3, 1.0, "turbo")
+    assert abs(fast.frames - slow.frames).max() > 0.01
+    assert (generate(pipe, Request("thunder", steps=3, guidance=1.0)).frames == slow.frames).all()
+    pipe.save_pretrained(tmp_path)
+    again = AVDiTPipeline.from_pretrained(tmp_path)
+    assert (generate(again, Request("thunder", sampler="turbo")).frames == fast.frames).all()
+
+
+def test_none_there_is_said(tiny_pipeline):
+    with pytest.raises(ValueError, match="no turbo adapters for 'thunder'"):
+        generate(tiny_pipeline, Request("thunder", sampler="turbo"))
+    with pytest.raises(ValueError, match="no turbo adapters"):
+        tiny_pipeline("thunder", turbo=True)
+
+
+def test_other_samplers_are_refused(tiny_checkpoint):
+    pipe = turbo_pipeline(tiny_checkpoint)
+    pipe.set_sampler("unipc")
+    with pytest.raises(ValueError, match="need the sampler ddim"):
+        pipe("thunder", turbo=True)
+    with pytest.raises(ValueError, match="other classes"):
+        pipe.add_pack("lost-turbo", Pack(["krump"], pipe.transformer.adapter_state_dict(), steps=2))
