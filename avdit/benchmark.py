@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from avdit.generate import Request, Result, generate
+from avdit.generate import TURBO, Request, Result, generate
 from avdit.pipeline import AVDiTPipeline
 
 
@@ -32,6 +32,13 @@ def measure(work: Callable[[], object], runs: int) -> dict[str, float]:
     }
 
 
+def peak_memory(device: torch.device) -> int:
+    """Bytes that this process held at its most: of the GPU where it has one, else of its own."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def matmul_gflops(device: torch.device, dtype: torch.dtype, size: int = 1024) -> float:
     """Billions of operations a second in a product of two square matrices."""
     a = torch.randn(size, size, device=device).to(dtype)
@@ -44,15 +51,21 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype, size: int = 1024) ->
     return round(2 * size**3 / measure(product, 10)["min_ms"] / 1e6, 1)
 
 
+def real_time(seconds: float, taken: dict[str, float]) -> dict[str, float]:
+    """The time of a clip of ``seconds``, and seconds of clip per second of work."""
+    median = taken["median_ms"] / 1000
+    return {"seconds_per_clip": round(median, 3), "realtime_factor": round(seconds / median, 3)}
+
+
 @torch.no_grad()
 def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]:
     """Time the making of one clip with guidance.
 
     Returns:
-        ``seconds_per_clip`` (request to arrays), ``realtime_factor`` (seconds of clip per second of work),
-        ``first_picture_s`` (request to the muxed file that the page plays), ``denoiser_forward_ms`` (both halves of
-        guidance) and the ``stages``, each with its spread over ``runs``; ``floor_ms`` is the denoiser's arithmetic
-        at ``matmul_gflops``.
+        ``seconds_per_clip`` (request to arrays), ``realtime_factor`` (seconds of clip per second of work), ``turbo``
+        (both of these with turbo adapters, where there are some), ``first_picture_s`` (request to the muxed file that
+        the page plays), ``denoiser_forward_ms`` (both halves of guidance) and the ``stages``, each with its spread
+        over ``runs``; ``floor_ms`` is the denoiser's arithmetic at ``matmul_gflops``.
 
     Raises:
         ValueError: for fewer than one run.
@@ -80,7 +93,10 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]
     with tempfile.TemporaryDirectory() as folder:
         mux = measure(lambda: results[-1].save(Path(folder) / "clip.mp4"), runs)
     denoiser = measure(forward, runs)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    turbo = None
+    if turbo_steps := pipe.turbo_steps(pipe.classes[0]):
+        fast = measure(lambda: generate(pipe, Request(pipe.classes[0], sampler=TURBO)), runs)
+        turbo = {"steps": turbo_steps, **real_time(clip.seconds, fast), "clip": fast}
     return {
         "machine": {
             "processor": platform.processor() or platform.machine(),
@@ -92,8 +108,8 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]
         "runs": runs,
         "steps": steps,
         "matmul_gflops": rate,
-        "seconds_per_clip": round(whole["median_ms"] / 1000, 3),
-        "realtime_factor": round(1000 * clip.seconds / whole["median_ms"], 3),
+        **real_time(clip.seconds, whole),
+        "turbo": turbo,
         "first_picture_s": round((whole["median_ms"] + mux["median_ms"]) / 1000, 3),
         "denoiser_forward_ms": denoiser["median_ms"],
         "stages": {
@@ -104,5 +120,5 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]
             "audio_decode": measure(lambda: pipe.audio_codec.decode(audio[:1]), runs),
             "mux": mux,
         },
-        "peak_memory_mb": round(peak / (2**20 if sys.platform == "darwin" else 2**10)),
+        "peak_memory_mb": round(peak_memory(torch.device("cpu")) / 2**20),
     }

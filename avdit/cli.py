@@ -1,4 +1,4 @@
-"""``python -m avdit``: info, generate, render, evaluate, bench, train, convert-dit and assemble-xl."""
+"""``python -m avdit``: make, render, train, measure, convert and assemble."""
 
 import argparse
 import importlib
@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
-from avdit.data.scenes import CLASSES, GENRES
-from avdit.generate import DEFAULT_CHECKPOINT, Request, generate, load_pipeline, weights_sha256
-from avdit.machine import fast_precision
+from avdit.generate import DEFAULT_CHECKPOINT, Request, generate, load_pipeline, usable_device, weights_sha256
+from avdit.machine import fast_dtype, fast_precision
 from avdit.media import ensure_ffmpeg
 from avdit.models.avdit import AVDiT
+from avdit.pipeline import AVDiTPipeline
 
-STAGES = ("codecs", "backbone", "adapters", "judges")
+STAGES = ("codecs", "backbone", "adapters", "turbo", "judges")
 
 
 class Parser(argparse.ArgumentParser):
@@ -47,9 +47,10 @@ def build_parser() -> Parser:
     sub.add_argument("--steps", type=int, default=12)
     sub.add_argument("--guidance", type=float, default=2.0)
     sub.add_argument("--audio-guidance", type=float, help="as --guidance where it is left out")
-    sub.add_argument("--sampler", default="ddim", help="ddim, dpm++ or unipc")
+    sub.add_argument("--sampler", default="ddim", help="ddim, dpm++, unipc, or turbo: few steps without guidance")
     sub.add_argument("--seconds", type=float, default=1.6)
     sub.add_argument("--out", type=Path, required=True, metavar="CLIP.mp4")
+    sub.add_argument("--offload", action="store_true", help="on the GPU only what works at the moment: less memory")
     for name, text in (("video", "make the sound of"), ("audio", "make the picture of"), ("image", "start from")):
         sub.add_argument(f"--{name}", metavar="FILE", help=f"{text} this file")
 
@@ -61,13 +62,14 @@ def build_parser() -> Parser:
 
     sub = command("evaluate", run_evaluate, "measure a checkpoint on held-out seeds")
     model(sub)
+    sub.add_argument("--pack", metavar="NAME", help="whose classes are measured; the checkpoint's first by default")
     sub.add_argument("--clips", type=int, default=4, help="clips of each class")
     sub.add_argument("--part", choices=("all", "codecs", "quality", "sync", "copies"), default="all")
     sub.add_argument("--task", default="joint", help="joint, v2a, a2v, image or continuation")
     sub.add_argument("--windows", type=int, default=2, help="of a continuation, whose last window is measured")
     sub.add_argument("--steps", type=int, default=12)
     sub.add_argument("--guidance", type=float, default=2.0)
-    sub.add_argument("--sampler", default="ddim", help="ddim, dpm++ or unipc")
+    sub.add_argument("--sampler", default="ddim", help="ddim, dpm++, unipc or turbo")
     sub.add_argument("--batch", type=int, default=4, help="clips that are made at a time")
     sub.add_argument("--training-clips", type=int, default=16, help="of each class, among which to look for copies")
     sub.add_argument("--judges", type=Path, metavar="DIR", help="judges other than those in checkpoints/judges")
@@ -75,12 +77,33 @@ def build_parser() -> Parser:
         text = f"TorchScript file, such as {text}, in place of our own features"
         sub.add_argument(f"--{name}-features", type=Path, metavar="FILE", help=text)
 
+    sub = command("samples", run_samples, "make many clips for the distances, by any number of processes")
+    model(sub)
+    sub.set_defaults(device=None)
+    sub.add_argument("--clips", type=int, default=2048, help="of all classes together")
+    sub.add_argument("--classes", help="landscape, dance, or names with commas between; all of the model's by default")
+    sub.add_argument("--steps", type=int, default=50)
+    sub.add_argument("--guidance", type=float, default=2.0)
+    sub.add_argument("--sampler", default="ddim", help="ddim, dpm++ or unipc")
+    sub.add_argument("--batch", type=int, default=8, help="clips that are made at a time")
+    sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="what is there already is kept")
+
+    sub = command("distances", run_distances, "FVD, KVD and FAD of a folder of clips against a folder of real ones")
+    for name, text in (("real", "mp4 files"), ("made", "mp4 files, or what samples wrote")):
+        sub.add_argument(f"--{name}", type=Path, required=True, metavar="DIR", help=text)
+    sub.add_argument("--real-list", type=Path, metavar="FILE", help="names of the real files to take, one a line")
+    sub.add_argument("--clips", type=int, help="at most so many of each, fairly drawn; all by default")
+    sub.add_argument("--sizes", type=int, nargs="+", default=[64, 256], help="pixels a side of the pictures")
+    for name, text in (("video", "I3D as TorchScript"), ("audio", "VGGish's weights or TorchScript")):
+        sub.add_argument(f"--{name}-features", type=Path, metavar="FILE", help=f"{text}; our own by default")
+    sub.add_argument("--device", default="cpu")
+
     sub = command("bench", run_bench, "time the making of a clip on this machine")
     model(sub)
     sub.add_argument("--runs", type=int, default=5)
     sub.add_argument("--steps", type=int, default=12)
 
-    sub = command("train", run_train, "train the codecs, the backbone, the adapters or the judges", json_output=False)
+    sub = command("train", run_train, "train one of the stages", json_output=False)
     sub.add_argument("--dry-run", action="store_true", help="time one step, count the memory, write nothing")
     sub.add_argument("--json", action="store_true", help="with --dry-run: print one JSON object on stdout")
     sub.add_argument("stage", choices=STAGES)
@@ -99,7 +122,8 @@ def build_parser() -> Parser:
     sub.add_argument("--classes", default="landscape", help="landscape, dance, or names with commas between")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    for name in ("temporal-width", "lora-rank", "interaction-rank", "interaction-every"):
+    sizes = ("temporal-width", "lora-rank", "interaction-rank", "interaction-every", "interaction-pool")
+    for name in (*sizes, "exchange-features"):
         sub.add_argument(f"--{name}", type=int, metavar="N", help="size of the adapters")
     sub.add_argument("--accept-licences", action="store_true", help="download what is not here yet")
     return parser
@@ -129,18 +153,22 @@ def parameters(model: AVDiT) -> dict[str, Any]:
     return {"parameters": counted, "components": table}
 
 
+def loaded(args: argparse.Namespace, offload: bool = False) -> AVDiTPipeline:
+    """The pipeline that the arguments name, in the number format that its device is fast in."""
+    return load_pipeline(args.checkpoint, args.device, offload, fast_dtype(usable_device(args.device)))
+
+
 def run_info(args: argparse.Namespace) -> None:
     pipe = load_pipeline(args.checkpoint, args.device)
     counted = parameters(pipe.transformer)
     codecs = {name: getattr(pipe, name) for name in ("video_codec", "audio_codec")}
     components = {name: sum(p.numel() for p in module.parameters()) for name, module in codecs.items()}
-    pack = {CLASSES: "landscape", GENRES: "dance"}.get(tuple(pipe.classes), "own")
     report(
         args,
         {
             "name": args.checkpoint.resolve().name,
             "classes": list(pipe.classes),
-            "packs": [pack],
+            "packs": list(pipe.packs),
             "parameters": counted["parameters"],
             "components": {**counted["components"], **components},
             "geometry": pipe.geometry.as_dict(),
@@ -165,8 +193,8 @@ def run_generate(args: argparse.Namespace) -> None:
     if not args.out.resolve().parent.is_dir():
         raise ValueError(f"--out {args.out}: the folder {args.out.resolve().parent} does not exist")
     ensure_ffmpeg()  # better said before the clip is made than after
-    pipe = load_pipeline(args.checkpoint, args.device)
-    with fast_precision(pipe.device):
+    pipe = loaded(args, args.offload)
+    with fast_precision(pipe._execution_device):
         result = generate(pipe, request)
     result.save(args.out)
     report(
@@ -175,7 +203,7 @@ def run_generate(args: argparse.Namespace) -> None:
             "out": str(args.out),
             "seed": args.seed,
             "class": args.class_label,
-            "steps": args.steps,
+            "steps": result.recipe["steps"],
             "seconds": len(result.frames) / result.fps,
             "wall_s": round(result.wall_s, 3),
             "frames": len(result.frames),
@@ -211,26 +239,53 @@ def run_render(args: argparse.Namespace) -> None:
 
 
 def run_evaluate(args: argparse.Namespace) -> None:
-    from avdit.evaluation.report import DEFAULT_JUDGES, PARTS, Settings, evaluate, table
+    from avdit.evaluation.report import PARTS, Settings, evaluate, table
     from avdit.evaluation.tasks import Sampling
 
     settings = Settings(
         clips=args.clips,
+        pack=args.pack,
         parts=PARTS if args.part == "all" else (args.part,),
         sampling=Sampling(args.task, args.steps, args.guidance, args.sampler, args.windows, args.batch),
         training_clips=args.training_clips,
-        judges=args.judges or DEFAULT_JUDGES,
+        judges=args.judges,
         video_features=args.video_features,
         audio_features=args.audio_features,
     )
-    values = evaluate(load_pipeline(args.checkpoint, args.device), settings)
+    values = evaluate(loaded(args), settings)
+    print(json.dumps(values) if args.json else table(values))
+
+
+def run_samples(args: argparse.Namespace) -> None:
+    from avdit.evaluation.samples import write_samples
+    from avdit.evaluation.tasks import Sampling
+    from avdit.training.data import my_share
+    from avdit.xl import class_names
+
+    share, state = my_share()
+    pipe = load_pipeline(args.checkpoint, args.device or str(state.device))
+    sampling = Sampling("joint", args.steps, args.guidance, args.sampler, batch=args.batch)
+    classes = class_names(args.classes) if args.classes else None
+    with fast_precision(pipe.device):
+        told = write_samples(pipe, args.out, args.clips, sampling, classes, share)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        report(args, {"out": str(args.out), **told})
+
+
+def run_distances(args: argparse.Namespace) -> None:
+    from avdit.evaluation.distances import ClipSet, Tools, distances, table
+
+    device = usable_device(args.device)
+    tools = Tools.of(args.video_features, args.audio_features, tuple(args.sizes), device)
+    values = distances(ClipSet(args.real, args.real_list), ClipSet(args.made), tools, args.clips)
     print(json.dumps(values) if args.json else table(values))
 
 
 def run_bench(args: argparse.Namespace) -> None:
     from avdit.benchmark import bench
 
-    pipe = load_pipeline(args.checkpoint, args.device)
+    pipe = loaded(args)
     with fast_precision(pipe.device):
         values = bench(pipe, args.runs, args.steps)
     report(args, values)

@@ -7,6 +7,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from avdit.generate import DEFAULT_CHECKPOINT, Request, Result, generate, load_pipeline
+from avdit.machine import fast_dtype, fast_precision
 from avdit.models.audio_codec import LogMel
 
 TILE, STRIP = 112, 40  # pixels of a frame's side and of the spectrogram's height
@@ -33,9 +34,13 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--sampler", default="ddim", help="ddim, dpm++, unipc or turbo")
     args = parser.parse_args()
-    pipe = load_pipeline(args.checkpoint)
-    rows = [row(generate(pipe, Request(name, seed=args.seed)), name) for name in pipe.classes]
+    cpu = torch.device("cpu")
+    pipe = load_pipeline(args.checkpoint, dtype=fast_dtype(cpu))
+    with fast_precision(cpu):
+        clips = {name: generate(pipe, Request(name, seed=args.seed, sampler=args.sampler)) for name in pipe.classes}
+    rows = [row(clip, name) for name, clip in clips.items()]
     sheet = Image.new("RGB", (SHOWN * TILE, len(rows) * (TILE + STRIP + 4)), "white")
     for k, line in enumerate(rows):
         sheet.paste(line, (0, k * (TILE + STRIP + 4)))

@@ -21,7 +21,7 @@ def avdit(*arguments, **environment):
 def test_info(tiny_checkpoint):
     run = avdit("info", "--checkpoint", tiny_checkpoint, "--json")
     info = json.loads(run.stdout)
-    assert len(info["classes"]) == 9 and info["packs"] == ["landscape"]
+    assert len(info["classes"]) == 9 and info["packs"] == ["own"]
     assert info["geometry"]["samples"] == 25600 and len(info["weights_sha256"]) == 64
     share = info["parameters"]["tunable"] / info["parameters"]["total"]
     assert info["parameters"]["tunable_share"] == pytest.approx(share, abs=1e-4)

@@ -6,8 +6,10 @@ import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from diffusers import AutoencoderKL, DiTTransformer2DModel
 from safetensors.torch import load_file, save_file
 from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
@@ -19,7 +21,10 @@ from avdit.models import published
 from avdit.models.avdit import AVDiT
 from avdit.models.convert import load_dit
 from avdit.models.dit import DiT
+from avdit.pipeline import AVDiTPipeline
 from avdit.xl import LARGEST_SHARE, PARTS, XL_ADAPTERS
+from benchmarks.xl import main as benchmark
+from benchmarks.xl import published_vae
 
 SMALL = ["--temporal-width", "32", "--lora-rank", "2", "--interaction-rank", "2"]
 CONV, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
@@ -129,6 +134,62 @@ def test_assembled_pipeline_makes_a_clip_and_tells_its_size(assembled, capsys):
     assert "CC BY-NC 4.0" in (assembled / "README.md").read_text()
 
 
+def test_half_precision_on_a_cpu_takes_and_makes_everything(assembled):
+    pipe = AVDiTPipeline.from_pretrained(assembled, dtype=torch.bfloat16)
+    pipe.set_progress_bar_config(disable=True)
+    sound = torch.sin(torch.arange(25600) * 0.2) * torch.linspace(0, 0.5, 25600)
+    assert {p.dtype for part in (pipe.transformer, pipe.audio_codec) for p in part.parameters()} == {torch.bfloat16}
+    exact = load_pipeline(assembled)
+    assert (pipe.audio_codec.mel(sound[None]) - exact.audio_codec.mel(sound[None])).abs().max() < 1e-3
+    positions = dict(exact.transformer.named_buffers())
+    for name, found in pipe.transformer.named_buffers():  # only rounded, not computed in half precision
+        torch.testing.assert_close(found.float(), positions[name], atol=5e-3, rtol=5e-3)
+    for sampler, given in (
+        ("ddim", {"audio": sound}),
+        ("dpm++", {"image": torch.rand(256, 256, 3)}),
+        ("unipc", {"video": torch.rand(16, 256, 256, 3), "audio": sound, "given_frames": 4}),
+    ):
+        pipe.set_sampler(sampler)
+        out = pipe("cat", num_inference_steps=1, generator=torch.Generator().manual_seed(0), **given)
+        assert np.isfinite(out.frames).all() and np.isfinite(out.audio).all() and out.frames.std() > 0
+
+
+def test_offload_fetches_each_part_for_its_work(assembled, tmp_path, capsys):
+    fetched = []
+
+    class Fetch(ModelHook):
+        def pre_forward(self, module, *args, **kwargs):
+            fetched.append(type(module).__name__)
+            return args, kwargs
+
+    pipe = AVDiTPipeline.from_pretrained(assembled)
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.transformer, pipe.video_codec, pipe.audio_codec):
+        add_hook_to_module(part, Fetch())
+    pipe("cat", num_inference_steps=1, image=torch.zeros(256, 256, 3))
+    assert fetched == ["VideoCodec", "AVDiT", "VideoCodec", "AudioCodec"]
+    clip = ["--class", "cat", "--offload", "--out", tmp_path / "clip.mp4"]
+    status, _, error = run(capsys, "generate", "--checkpoint", assembled, *clip)
+    assert status == 2 and "--offload is for a GPU" in error and not list(tmp_path.iterdir())
+
+
+def test_benchmark_runs_where_there_is_no_gpu(tiny_checkpoint, capsys):
+    options = ["--device", "cpu", "--batches", "1", "--steps", "1", "--runs", "1", "--training-batch", "1"]
+    said = benchmark(["--checkpoint", str(tiny_checkpoint), "--no-compile", *options])
+    assert json.loads(capsys.readouterr().out) == said
+    assert said["eager"].keys() == {"1"} and said["compiled"] == "n/a"
+    for figures in said["eager"].values():
+        assert figures["seconds_a_clip"] > 0 and 0 < figures["denoiser_share_of_matmul"] < 1.5
+        assert figures["peak_gb"]["gpu"] == "n/a" and figures["peak_gb"]["process"] > 0.1
+    assert said["training"]["batch"] == 1 and said["training"]["precision"] == "bf16"
+
+
+def test_published_sizes_of_the_benchmark():
+    with torch.device("meta"):
+        vaes = published_vae(3, 4, (128, 256, 512, 512), 0.18215), published_vae(1, 8, (128, 256, 512), 0.92)
+    assert [sum(p.numel() for p in vae.parameters()) for vae in vaes] == [83_653_863, 55_376_873]
+
+
 def test_share_that_trains_at_the_papers_size():
     with torch.device("meta"):
         dit = DiT.from_name("DiT-XL/2")
@@ -167,6 +228,23 @@ def test_first_wrong_key_is_named_and_nothing_written(repositories, tmp_path, ca
     status, _, error = run(capsys, "assemble-xl", *sources(root), "--out", tmp_path / "xl", *SMALL)
     assert status == 2 and message in error and error.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["hub"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"blocks.1.mlp.fc2.bias": None}, "'blocks.1.mlp.fc2.bias' is missing"),
+        ({"stranger": torch.zeros(1)}, "'stranger' is unknown"),
+        ({"final_layer.linear.bias": torch.zeros(3)}, "'final_layer.linear.bias' is (3,), not (32,)"),
+        ({"stranger": Path("code")}, "is not a whole file of weights alone"),
+    ],
+)
+def test_first_wrong_key_of_a_single_file_is_named(tmp_path, capsys, change, message):
+    state = DiT(hidden_size=256, depth=2, num_heads=4, num_classes=3).state_dict() | change
+    torch.save({k: v for k, v in state.items() if v is not None}, tmp_path / "DiT.pt")
+    status, _, error = run(capsys, "convert-dit", tmp_path / "DiT.pt", "--out", tmp_path / "out")
+    assert status == 2 and message in error and error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["DiT.pt"]
 
 
 @pytest.mark.parametrize(

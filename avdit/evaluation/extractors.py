@@ -1,16 +1,18 @@
-"""Feature networks that a user has as files: TorchScript archives, such as the published I3D of FVD.
+"""Feature networks that a user has as files: the published I3D of FVD, VGGish of FAD, and any TorchScript archive.
 
-Whatever is not such an archive can stand behind the same figures from Python: any function from a batch of clips to one
-vector a clip (see :mod:`avdit.evaluation.frechet`). A TorchScript archive is a program: load only what you trust.
+Whatever else there is can stand behind the same figures from Python: any function from a batch of clips to one vector
+a clip (see :mod:`avdit.evaluation.frechet`). A TorchScript archive is a program: load only what you trust.
 """
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from avdit.evaluation.frechet import Extractor, resized
+from avdit.evaluation.vggish import VGGish
 
 I3D_SIZE = 224  # pixels a side
 
@@ -24,16 +26,28 @@ class Features:
     settings: dict[str, int]
 
 
-def _archive(path: Path, device: torch.device | str) -> torch.jit.ScriptModule:
+def _is_archive(path: Path) -> bool:
+    """Whether a file is a TorchScript archive; one that does not exist is said here.
+
+    Raises:
+        ValueError: where there is no such file.
+    """
     if not path.is_file():
         raise ValueError(f"feature network {path} does not exist")
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("/code/" in name for name in archive.namelist())
+
+
+def _archive(path: Path, device: torch.device | str) -> torch.jit.ScriptModule:
     try:
         return torch.jit.load(str(path), map_location=device).eval()
     except RuntimeError:
         raise ValueError(f"feature network {path} is not a TorchScript archive") from None
 
 
-def _called(name: str, network: torch.jit.ScriptModule, *args: Tensor | bool) -> Tensor:
+def _called(name: str, network: nn.Module, *args: Tensor | bool) -> Tensor:
     """The network's vectors, a mean over windows where it gives several a clip (B, windows, d)."""
     try:
         with torch.no_grad():
@@ -53,6 +67,8 @@ def video_features(path: Path, device: torch.device | str = "cpu") -> Features:
     Raises:
         ValueError: where the file is missing, is no archive, or cannot be called so.
     """
+    if not _is_archive(path):
+        raise ValueError(f"feature network {path} is not a TorchScript archive")
     network = _archive(path, device)
     switches = (False, False, True) if len(network.forward.schema.arguments) > 2 else ()
 
@@ -66,8 +82,14 @@ def video_features(path: Path, device: torch.device | str = "cpu") -> Features:
 def audio_features(path: Path, device: torch.device | str = "cpu") -> Features:
     """A network of sounds: called with (B, samples) at the model's rate, it gives (B, d) or (B, windows, d).
 
+    Args:
+        path: A TorchScript archive, or the published weights of VGGish.
+
     Raises:
-        ValueError: where the file is missing, is no archive, or cannot be called so.
+        ValueError: where the file is missing, is neither, or cannot be called so.
     """
-    network = _archive(path, device)
-    return Features(path.name, lambda audio: _called(path.name, network, audio.to(device)), {})
+    if _is_archive(path):
+        name, network = path.name, _archive(path, device)
+    else:
+        name, network = f"VGGish ({path.name}), mean over windows of 0.96 s", VGGish.load(path).to(device)
+    return Features(name, lambda audio: _called(path.name, network, audio.to(device)), {})

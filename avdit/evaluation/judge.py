@@ -5,6 +5,7 @@ judge what the model makes. What they see on the way are the features of FVD and
 FAD (:meth:`SoundJudge.features`), so that every figure can be had without fetching a network.
 """
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +16,16 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from avdit.evaluation.beats import Beats, PictureBeat, SoundBeat
 from avdit.evaluation.frechet import resized
+from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import LogMel
 from avdit.models.features import ImageFeatures
 
 SIZE = 128  # pixels a side at which the picture is looked at
 LEVELS = (2, 4, 10)  # blocks of EfficientNet-Lite0, strides 4, 8 and 16
 STATISTICS = 3 * (24 + 40 + 112)  # three statistics of these blocks' channels
-PARTS = ("picture_judge", "sound_judge")
+MOVING = 3 * (40 + 112)  # three more of the last two blocks, of what moves
 
 
 class FrameStatistics(nn.Module):
@@ -30,22 +33,32 @@ class FrameStatistics(nn.Module):
 
     Of every channel of three feature maps, averaged over the picture: its mean over the frames, its deviation over
     the frames, and its mean change from frame to frame. The last two tell flicker and motion from a still scene.
+
+    Args:
+        moving: Tell three more after these, of what moves before a still background: how much the features of 16
+            parts of the picture differ from what they mostly are, on the average and at most, and their deviation.
+            Dancers in one room differ by these. The distances of sets of clips never stand on them.
     """
 
     name = f"efficientnet-lite0 blocks {', '.join(map(str, LEVELS))}: mean, deviation and change over the frames"
     size = SIZE
 
-    def __init__(self) -> None:
+    def __init__(self, moving: bool = False) -> None:
         super().__init__()
-        self.network = ImageFeatures(LEVELS)
+        self.network, self.moving = ImageFeatures(LEVELS), moving
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Tensor:
-        """Frames (B, F, H, W, 3) in [0, 1] to statistics (B, STATISTICS); F must be 2 or more."""
+        """Frames (B, F, H, W, 3) in [0, 1] to statistics (B, STATISTICS [+ MOVING]); F must be 2 or more."""
         pictures = resized(frames, SIZE).flatten(0, 1).movedim(-1, 1) * 2 - 1  # (B F, 3, H, W)
         maps = self.network(pictures.contiguous(memory_format=torch.channels_last))
         seen = torch.cat([m.mean((2, 3)) for m in maps], 1).unflatten(0, frames.shape[:2])  # (B, F, channels)
-        return torch.cat([seen.mean(1), seen.std(1), seen.diff(dim=1).abs().mean(1)], 1)
+        told = [seen.mean(1), seen.std(1), seen.diff(dim=1).abs().mean(1)]
+        for m in maps[1:] if self.moving else ():
+            parts = F.adaptive_avg_pool2d(m, 4).unflatten(0, frames.shape[:2])  # (B, F, C, 4, 4)
+            away = (parts - parts.median(1, keepdim=True).values).abs()
+            told += [away.mean((1, 3, 4)), parts.std(1).mean((2, 3)), away.amax((1, 3, 4))]
+        return torch.cat(told, 1)
 
 
 class PictureJudge(ModelMixin, ConfigMixin):
@@ -124,6 +137,44 @@ class SoundJudge(ModelMixin, ConfigMixin):
         return self.head(F.silu(self.features(mel)))
 
 
+PARTS = {"picture_judge": PictureJudge, "sound_judge": SoundJudge}
+BEATS = {"picture_beat": PictureBeat, "sound_beat": SoundBeat}
+
+
+def load_part(folder: Path, name: str) -> ModelMixin:
+    """One network of a folder of judges.
+
+    Raises:
+        ValueError: where it is missing or cannot be read.
+    """
+    if not (folder / name / "config.json").is_file():
+        raise ValueError(f"{folder} has no {name}: make it with python -m avdit train judges --out {folder}")
+    try:
+        network = (PARTS | BEATS)[name].from_pretrained(folder / name, local_files_only=True)
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / name} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return network.float().eval()
+
+
+def judges_of(folder: Path, classes: list[str]) -> Path | None:
+    """Of the folders of judges in ``folder``, the one whose judges know all ``classes``; None where there is none."""
+    for path in sorted(folder.glob("*/picture_judge/config.json")):
+        if set(classes) <= set(json.loads(path.read_text())["classes"]):
+            return path.parent.parent
+    return None
+
+
+def load_beats(folder: Path, clip: ClipGeometry) -> Beats | None:
+    """What tells the beat, where ``folder`` has judges of dance; else None.
+
+    Raises:
+        ValueError: where one of its networks cannot be read.
+    """
+    if not any((folder / name).is_dir() for name in BEATS):
+        return None
+    return Beats(*(load_part(folder, name) for name in BEATS), clip)
+
+
 @dataclass
 class Judges:
     """Both judges and the network that the picture's stands on."""
@@ -143,15 +194,8 @@ class Judges:
         Raises:
             ValueError: where one is missing or cannot be read.
         """
-        loaded = []
-        for name, kind in zip(PARTS, (PictureJudge, SoundJudge), strict=True):
-            if not (folder / name / "config.json").is_file():
-                raise ValueError(f"{folder} has no {name}: make it with python -m avdit train judges --out {folder}")
-            try:
-                loaded.append(kind.from_pretrained(folder / name, local_files_only=True).float().eval().to(device))
-            except (OSError, RuntimeError, KeyError, TypeError) as error:
-                raise ValueError(f"{folder / name} cannot be loaded: {str(error).splitlines()[0]}") from error
-        return cls(FrameStatistics().to(device), *loaded)
+        picture, sound = (load_part(folder, name).to(device) for name in PARTS)
+        return cls(FrameStatistics(moving=picture.config.inputs > STATISTICS).to(device), picture, sound)
 
     def check(self, classes: list[str]) -> None:
         """Raise ``ValueError`` where the judges do not know one of ``classes``."""

@@ -11,8 +11,8 @@ from tqdm import tqdm
 from avdit.evaluation.align import picture_peaks, sound_peaks
 from avdit.evaluation.extractors import Features
 from avdit.evaluation.frechet import features_of
-from avdit.evaluation.judge import Judges
-from avdit.evaluation.sync import EVENT_CLASSES, picture_onset, sound_onset
+from avdit.evaluation.judge import STATISTICS, Judges
+from avdit.evaluation.sync import EVENT_CLASSES, Timing
 from avdit.evaluation.tasks import Sample
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import LogMel
@@ -24,7 +24,7 @@ THUMBNAIL_MEL = (40, 16)  # times and frequencies
 
 @dataclass
 class Instruments:
-    """What clips are looked at with; ``judges``, ``video`` and ``audio`` are left out where no figure needs them."""
+    """What clips are looked at with; what no figure needs is left out."""
 
     geometry: ClipGeometry
     classes: list[str]
@@ -32,7 +32,7 @@ class Instruments:
     judges: Judges | None = None
     video: Features | None = None
     audio: Features | None = None
-    sync: bool = False
+    timing: Timing | None = None
     thumbnails: bool = False
 
     def __post_init__(self) -> None:
@@ -49,8 +49,8 @@ class Measured:
     picture: list[np.ndarray] = field(default_factory=list)  # features (d,)
     sound: list[np.ndarray] = field(default_factory=list)
     events: list[str] = field(default_factory=list)  # labels
-    seen: list[float] = field(default_factory=list)  # seconds of the onset
-    heard: list[float] = field(default_factory=list)
+    seen: list[np.ndarray] = field(default_factory=list)  # when things happen in the picture, as the timing tells it
+    heard: list[np.ndarray] = field(default_factory=list)
     motion: list[list[float]] = field(default_factory=list)  # seconds of the peaks
     onsets: list[list[float]] = field(default_factory=list)
     thumbnails: list[np.ndarray] = field(default_factory=list)
@@ -96,13 +96,13 @@ def look(sample: Sample, tools: Instruments, out: Measured) -> None:
         spectrum = mel.to(tools.device)
         out.seen_as += judges.named(judges.picture, statistics, tools.classes)
         out.heard_as += judges.named(judges.sound, spectrum, tools.classes)
-        own = statistics[0].cpu().numpy(), judges.sound.features(spectrum)[0].cpu().numpy()
+        own = statistics[0, :STATISTICS].cpu().numpy(), judges.sound.features(spectrum)[0].cpu().numpy()
         out.picture.append(own[0] if tools.video is None else features_of([frames], tools.video.extract)[0])
         out.sound.append(own[1] if tools.audio is None else features_of([audio], tools.audio.extract)[0])
-    if tools.sync and sample.label in event_classes(tools.classes):
+    if tools.timing is not None and sample.label in event_classes(tools.classes):
         out.events.append(sample.label)
-        out.seen.append(picture_onset(frames, clip.fps))
-        out.heard.append(sound_onset(audio, clip.sampling_rate))
+        out.seen.append(tools.timing.seen(frames))
+        out.heard.append(tools.timing.heard(audio))
         out.motion.append(picture_peaks(frames, clip.fps))
         out.onsets.append(sound_peaks(audio, clip.sampling_rate))
     if tools.thumbnails:

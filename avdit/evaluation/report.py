@@ -11,15 +11,18 @@ from avdit.data.scenes import HELD_OUT, render_clip
 from avdit.evaluation.codecs import evaluate_codecs
 from avdit.evaluation.copies import copy_scores
 from avdit.evaluation.extractors import audio_features, video_features
-from avdit.evaluation.judge import Judges
+from avdit.evaluation.judge import Judges, judges_of, load_beats
 from avdit.evaluation.measure import Instruments, Measured, event_classes, look, measure
-from avdit.evaluation.scores import CEILING, alignment_scores, class_scores, distance_scores
+from avdit.evaluation.scores import CEILING, alignment_scores, class_scores, distance_scores, drift
+from avdit.evaluation.sync import Onsets
 from avdit.evaluation.tasks import GIVEN, TASKS, Sampling, made, rendered, through_codecs
 from avdit.generate import DEFAULT_CHECKPOINT, Request, whole
+from avdit.machine import fast_precision
 from avdit.pipeline import AVDiTPipeline
 
 PARTS = ("codecs", "quality", "sync", "copies")
-DEFAULT_JUDGES = DEFAULT_CHECKPOINT.parent / "judges"
+ALL_JUDGES = DEFAULT_CHECKPOINT.parent / "judges"  # a folder of judges for every pack
+DEFAULT_JUDGES = ALL_JUDGES / "landscape"
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,23 @@ class Settings:
     """What is measured, over how many clips of every class, and with what."""
 
     clips: int = 4
+    pack: str | None = None  # whose classes; the pipeline's first where it is left out
     parts: tuple[str, ...] = PARTS
     sampling: Sampling = Sampling()
     training_clips: int = 16  # of every class, among which copies are looked for
-    judges: Path = DEFAULT_JUDGES
+    judges: Path | None = None  # others than those of ALL_JUDGES that know the classes
     video_features: Path | None = None  # TorchScript archives in place of our own features
     audio_features: Path | None = None
 
-    def validate(self, classes: list[str]) -> None:
-        """Raise ``ValueError`` with one sentence that names the value and what would be right."""
-        sampling = self.sampling
+    def classes(self, packs: dict[str, list[str]]) -> list[str]:
+        """The classes that are measured, of the pipeline's ``packs``, once all settings are found right.
+
+        Raises:
+            ValueError: with one sentence that names the value and what would be right.
+        """
+        if self.pack is not None and self.pack not in packs:
+            raise ValueError(f"unknown pack {self.pack!r}: choose one of {', '.join(packs)}")
+        classes, sampling = packs[self.pack or next(iter(packs))], self.sampling
         whole(self.clips, "--clips", 1, 100_000)
         whole(self.training_clips, "--training-clips", 1, 1_000_000)
         whole(sampling.windows, "--windows", 2, 1000)
@@ -46,9 +56,9 @@ class Settings:
         for part in self.parts:
             if part not in PARTS:
                 raise ValueError(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
-        Request(classes[0], steps=sampling.steps, guidance=sampling.guidance, sampler=sampling.sampler).validate(
-            classes
-        )
+        request = Request(classes[0], steps=sampling.steps, guidance=sampling.guidance, sampler=sampling.sampler)
+        request.validate(classes)
+        return classes
 
 
 def evaluate(pipe: AVDiTPipeline, settings: Settings) -> dict[str, Any]:
@@ -66,21 +76,29 @@ def evaluate(pipe: AVDiTPipeline, settings: Settings) -> dict[str, Any]:
     Raises:
         ValueError: for settings, judges or feature networks that cannot be used, before anything is made.
     """
-    classes, clips, sampling = pipe.classes, settings.clips, settings.sampling
-    settings.validate(classes)
+    classes, clips = settings.classes(pipe.packs), settings.clips
+    sampling = settings.sampling.resolved(pipe, classes[0])
+    settings = replace(settings, sampling=sampling)
     quality, sync, copies = ("quality" in settings.parts, "sync" in settings.parts, "copies" in settings.parts)
-    tools = Instruments(pipe.geometry, classes, pipe.device, sync=sync, thumbnails=copies)
+    tools = Instruments(pipe.geometry, classes, pipe.device, thumbnails=copies)
+    known = settings.judges or judges_of(ALL_JUDGES, classes)
+    if sync:
+        tools.timing = (load_beats(known, pipe.geometry) if known else None) or Onsets(pipe.geometry)
     if quality:
-        tools.judges = Judges.load(settings.judges, pipe.device)
+        if known is None:
+            raise ValueError(f"no judges know the classes {', '.join(classes)}: name their folder with --judges")
+        tools.judges = Judges.load(known, pipe.device)
         tools.judges.check(classes)
         if settings.video_features is not None:
             tools.video = video_features(settings.video_features, pipe.device)
         if settings.audio_features is not None:
             tools.audio = audio_features(settings.audio_features, pipe.device)
-    report: dict[str, Any] = {"clips": clips, "settings": told(settings)}
+    precision = fast_precision(pipe.device)
+    pack = settings.pack or next(iter(pipe.packs))
+    report: dict[str, Any] = {"clips": clips, "pack": pack, "settings": told(settings, precision, pipe.device)}
     reference, others = (range(HELD_OUT + start, HELD_OUT + start + clips) for start in (0, clips))
     if "codecs" in settings.parts:
-        report |= evaluate_codecs(pipe, [render_clip(name, seed) for name in classes for seed in reference])
+        report |= evaluate_codecs(pipe, [render_clip(name, seed) for name in classes for seed in reference], precision)
     if not (quality or sync or copies):
         return report
 
@@ -90,10 +108,11 @@ def evaluate(pipe: AVDiTPipeline, settings: Settings) -> dict[str, Any]:
         raise ValueError(f"--clips {clips} is too few for one class: distances and shuffling need 2 clips or more")
     total = clips * len(asked)
     real = measure(rendered(asked, reference, pipe), tools, "held-out clips", total) if quality else Measured()
-    rebuilt = (through_codecs(pipe, sample) for sample in rendered(asked, others, pipe))
+    rebuilt = (through_codecs(pipe, sample, precision) for sample in rendered(asked, others, pipe))
     codec = measure(rebuilt, tools, "through the codecs", total)
     ours, first = Measured(), Measured()
-    for sample in tqdm(made(pipe, sampling, asked, clips, others.start), "generated", total, mininterval=10, ncols=100):
+    clips_made = made(pipe, sampling, asked, clips, others.start, precision)
+    for sample in tqdm(clips_made, "generated", total, mininterval=10, ncols=100):
         look(sample, tools, ours)
         if sample.first is not None:
             frames, audio = sample.first
@@ -112,28 +131,37 @@ def evaluate(pipe: AVDiTPipeline, settings: Settings) -> dict[str, Any]:
     report |= figures(ours)
     if first.labels:
         report["first_window"] = figures(first)
+        report["drift"] = drift(report["first_window"], report)
     if copies:
-        report["copies"] = check_copies(pipe, settings, tools, ours, codec, given)
+        report["copies"] = check_copies(pipe, settings, tools, ours, codec, given, precision)
     return report
 
 
 def check_copies(
-    pipe: AVDiTPipeline, settings: Settings, tools: Instruments, ours: Measured, codec: Measured, given: str | None
+    pipe: AVDiTPipeline,
+    settings: Settings,
+    tools: Instruments,
+    ours: Measured,
+    codec: Measured,
+    given: str | None,
+    precision: torch.autocast,
 ) -> dict[str, Any]:
     """The nearest-neighbour check against training clips, which are rendered again from their seeds."""
     tools = Instruments(tools.geometry, tools.classes, tools.device, thumbnails=True)
-    count, known = settings.training_clips, min(settings.clips, settings.training_clips)
-    training = measure(rendered(pipe.classes, range(count), pipe), tools, "training clips", count * len(pipe.classes))
-    rebuilt = (through_codecs(pipe, sample) for sample in rendered(pipe.classes, range(known), pipe))
-    true = measure(rebuilt, tools, "training clips through the codecs", known * len(pipe.classes))
+    classes, count, known = tools.classes, settings.training_clips, min(settings.clips, settings.training_clips)
+    training = measure(rendered(classes, range(count), pipe), tools, "training clips", count * len(classes))
+    rebuilt = (through_codecs(pipe, sample, precision) for sample in rendered(classes, range(known), pipe))
+    true = measure(rebuilt, tools, "training clips through the codecs", known * len(classes))
     scores = {
         kind: None if kind == given else copy_scores(ours, codec, true, training, kind) for kind in ("video", "audio")
     }
     return scores | {"training_clips": len(training.labels), "clips": len(ours.labels)}
 
 
-def told(settings: Settings) -> dict[str, Any]:
+def told(settings: Settings, precision: torch.autocast, device: torch.device) -> dict[str, Any]:
     """The settings as the report states them."""
+    with precision:
+        fast = torch.is_autocast_enabled(device.type)
     sampling = asdict(settings.sampling)
     windows = sampling.pop("windows")
     return {
@@ -145,6 +173,7 @@ def told(settings: Settings) -> dict[str, Any]:
         "codec_floor": "other held-out clips through the codecs",
         "ceiling": CEILING,
         "threads": torch.get_num_threads(),
+        "precision": "bfloat16" if fast else "float32",
     }
 
 
@@ -172,20 +201,24 @@ def table(report: dict[str, Any]) -> str:
                 note = f"{scores['clips']} clips; {scores['features']}"
                 add(prefix + name.upper(), scores["value"], scores["codec_floor"], scores["ceiling"], note)
         if scores := found.get("sync"):
-            note = f"{scores['samples']} clips of {', '.join(scores['by_class'])}"
+            note = f"{scores['samples']} clips of {', '.join(scores['by_class'])}; {scores['timing']}"
             add(f"{prefix}within 100 ms", scores["within_100ms"], scores["codec_floor"], scores["shuffled"], note)
             floor = scores["av_align_codec_floor"]
             add(f"{prefix}AV-Align", scores["av_align"], floor, scores["av_align_shuffled"], note)
 
     figures(report)
     figures(report.get("first_window", {}), "first window: ")
+    for name, change in report.get("drift", {}).items():
+        add(f"drift of {name}", change)
     for kind in ("video", "audio"):
         if scores := report.get("copies", {}).get(kind):
             note = f"nearest of {report['copies']['training_clips']} training clips"
             add(f"copies, {kind}", scores["share"], scores["held_out_share"], scores["true_copy_share"], note)
     settings = report["settings"]
     how = f"{settings['task']}, {settings['steps']} steps of {settings['sampler']}, guidance {settings['guidance']:g}"
-    lines = [f"{report['clips']} clips of each class; {how}"]
+    if settings["task"] == "continuation":
+        how += f", window {settings['windows']}"
+    lines = [f"{report['clips']} clips of each class of {report['pack']}; {how}"]
     if rows:
         rows.insert(0, ("", "model", "codec floor", "ceiling", ""))
         widths = [max(len(row[k]) for row in rows) for k in range(4)]

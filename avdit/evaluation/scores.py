@@ -77,22 +77,38 @@ def aligned(clips: Measured, fps: int, shift: int = 0) -> float:
 
 
 def alignment_scores(made: Measured, codec: Measured, tools: Instruments) -> dict[str, Any]:
-    """Synchrony of the event clips; the ceilings have each clip's sound exchanged for that of the clip before.
+    """Synchrony of the event clips; the ceilings have their sounds exchanged for those of other clips.
 
     Raises:
         ValueError: for fewer than two clips, which cannot be shuffled.
     """
-    fps, classes = tools.geometry.fps, event_classes(tools.classes)
+    fps, classes, timing = tools.geometry.fps, event_classes(tools.classes), tools.timing
     by_class = {}
     for name in classes:
         rows = [i for i, label in enumerate(made.events) if label == name]
-        by_class[name] = within([made.seen[i] for i in rows], [made.heard[i] for i in rows])
+        by_class[name] = within(timing, [made.seen[i] for i in rows], [made.heard[i] for i in rows])
     return {
-        **sync_scores(made.seen, made.heard),
-        "codec_floor": within(codec.seen, codec.heard),
+        **sync_scores(timing, made.seen, made.heard),
+        "codec_floor": within(timing, codec.seen, codec.heard),
+        "timing": timing.name,
         "av_align": round(aligned(made, fps), 4),
         "av_align_shuffled": round(aligned(made, fps, 1), 4),
         "av_align_codec_floor": round(aligned(codec, fps), 4),
         "by_class": by_class,
         "samples": len(made.seen),
     }
+
+
+def drift(first: dict[str, Any], last: dict[str, Any]) -> dict[str, float]:
+    """What a stream's last window has lost against its first: differences of shares, ratios of distances."""
+    changes = {}
+    if "class_accuracy" in first:
+        for kind in ("video", "audio"):
+            change = last["class_accuracy"][kind] - first["class_accuracy"][kind]
+            changes[f"class accuracy, {kind} (difference)"] = round(change, 4)
+        for name in ("fvd", "fad"):  # the kernel's distance may be 0 or below: it has no ratio
+            changes[f"{name.upper()} (ratio)"] = round(last[name]["value"] / first[name]["value"], 4)
+    if "sync" in first:
+        for key, text in (("within_100ms", "within 100 ms"), ("av_align", "AV-Align")):
+            changes[f"{text} (difference)"] = round(last["sync"][key] - first["sync"][key], 4)
+    return changes

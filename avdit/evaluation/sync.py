@@ -1,11 +1,17 @@
 """Whether sound and picture of an event fall together, measured from samples and pixels alone."""
 
+from dataclasses import dataclass
+from typing import Protocol
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from avdit.geometry import ClipGeometry
+
 EVENT_CLASSES = ("explosion", "splashing water", "thunder")  # whose clips hold events that are seen and heard
 TOLERANCE = 0.1  # seconds: one frame
+SHUFFLES = 16  # ways in which sounds are exchanged for the ceiling
 
 
 def sound_onset(audio: np.ndarray, sampling_rate: int, share: float = 0.4) -> float:
@@ -32,17 +38,51 @@ def picture_onset(frames: np.ndarray, fps: int, block: int = 16, share: float = 
     return (int((change >= share * change.max()).nonzero()[0]) + 1) / fps
 
 
-def within(seen: list[float], heard: list[float], tolerance: float = TOLERANCE) -> float:
-    """Share of events that are heard within ``tolerance`` seconds of being seen."""
-    return float(np.mean(np.abs(np.array(seen) - np.array(heard)) <= tolerance + 1e-6))
+class Timing(Protocol):
+    """Tells when things happen in a picture alone and in a sound alone, and how far two such answers lie apart."""
+
+    name: str
+
+    def seen(self, frames: np.ndarray) -> np.ndarray:
+        """Of a picture, frames (F, H, W, 3) in [0, 1]."""
+
+    def heard(self, audio: np.ndarray) -> np.ndarray:
+        """Of a sound (samples,)."""
+
+    def apart(self, seen: list[np.ndarray], heard: list[np.ndarray]) -> np.ndarray:
+        """Seconds (n,) by which what is heard comes after what is seen."""
 
 
-def sync_scores(seen: list[float], heard: list[float]) -> dict[str, float]:
-    """Scores of clips by their onsets: with their own sound, and as a ceiling with the sound of the clip before.
+@dataclass(frozen=True)
+class Onsets:
+    """The timing of scenes in which one event stands out: its onset in seconds."""
+
+    clip: ClipGeometry
+    name = "onset of the strongest event"
+
+    def seen(self, frames: np.ndarray) -> np.ndarray:
+        return np.array(picture_onset(frames, self.clip.fps))
+
+    def heard(self, audio: np.ndarray) -> np.ndarray:
+        return np.array(sound_onset(audio, self.clip.sampling_rate))
+
+    def apart(self, seen: list[np.ndarray], heard: list[np.ndarray]) -> np.ndarray:
+        return np.array(heard) - np.array(seen)
+
+
+def within(timing: Timing, seen: list[np.ndarray], heard: list[np.ndarray], tolerance: float = TOLERANCE) -> float:
+    """Share of clips in which what happens is heard within ``tolerance`` seconds of being seen."""
+    return float(np.mean(np.abs(timing.apart(seen, heard)) <= tolerance + 1e-6))
+
+
+def sync_scores(timing: Timing, seen: list[np.ndarray], heard: list[np.ndarray]) -> dict[str, float]:
+    """Scores of clips: with their own sound, and as a ceiling the mean over those with another clip's sound.
 
     Raises:
         ValueError: for fewer than two clips, which cannot be shuffled.
     """
-    if len(seen) < 2:
+    count = len(seen)
+    if count < 2:
         raise ValueError("synchrony is measured on two clips or more")
-    return {"within_100ms": within(seen, heard), "shuffled": within(seen, heard[-1:] + heard[:-1])}
+    shuffled = [within(timing, seen, heard[-k:] + heard[:-k]) for k in range(1, min(count, SHUFFLES + 1))]
+    return {"within_100ms": within(timing, seen, heard), "shuffled": round(float(np.mean(shuffled)), 4)}

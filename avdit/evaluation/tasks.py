@@ -1,13 +1,16 @@
 """The clips that are measured: rendered ones, the same through the codecs, and those that a model makes for a task."""
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 
 from avdit.data.scenes import render_clip
+from avdit.generate import Request, resolved, settings_of
 from avdit.pipeline import AVDiTPipeline
 from avdit.streaming import OVERLAP, Window, windows
 
@@ -42,6 +45,15 @@ class Sampling:
     windows: int = 2  # of a continuation
     batch: int = 4  # clips at a time
 
+    def resolved(self, pipe: AVDiTPipeline, label: str) -> "Sampling":
+        """With the steps and the guidance that turbo adapters want, where they are asked for."""
+        request = resolved(pipe, self.request(label))
+        return replace(self, steps=request.steps, guidance=request.guidance)
+
+    def request(self, label: str) -> Request:
+        """What a user would ask for to get such a clip of a class."""
+        return Request(label, steps=self.steps, guidance=self.guidance, sampler=self.sampler)
+
 
 def rendered(classes: list[str], seeds: range, pipe: AVDiTPipeline) -> Iterator[Sample]:
     """The clips ``seeds`` of every class as they are rendered."""
@@ -52,27 +64,38 @@ def rendered(classes: list[str], seeds: range, pipe: AVDiTPipeline) -> Iterator[
 
 
 @torch.no_grad()
-def through_codecs(pipe: AVDiTPipeline, sample: Sample) -> Sample:
+def through_codecs(pipe: AVDiTPipeline, sample: Sample, precision: torch.autocast) -> Sample:
     """``sample`` encoded and decoded: the best that a model in these latents can do."""
     frames = torch.from_numpy(sample.frames).permute(0, 3, 1, 2).unsqueeze(0) * 2 - 1
-    latents = pipe.video_codec.encode(frames.to(pipe.device, pipe.dtype))
-    sound = pipe.audio_codec.encode(torch.from_numpy(sample.audio)[None].to(pipe.device, pipe.dtype))
-    rebuilt, audio = pipe.decode(latents, sound)
+    with precision:
+        latents = pipe.video_codec.encode(frames.to(pipe.device, pipe.dtype))
+        sound = pipe.audio_codec.encode(torch.from_numpy(sample.audio)[None].to(pipe.device, pipe.dtype))
+        rebuilt, audio = pipe.decode(latents, sound)
     return replace(sample, frames=rebuilt[0], audio=audio[0])
 
 
-def made(pipe: AVDiTPipeline, sampling: Sampling, classes: list[str], clips: int, conditions: int) -> Iterator[Sample]:
-    """``clips`` clips of each of ``classes``, made by ``pipe`` with the seeds 0, 1, ….
+def made(
+    pipe: AVDiTPipeline,
+    sampling: Sampling,
+    classes: list[str],
+    clips: int,
+    conditions: int,
+    precision: torch.autocast,
+) -> Iterator[Sample]:
+    """``clips`` clips of each of ``classes``, all of one pack, made by ``pipe`` with the seeds 0, 1, ….
 
     Args:
         conditions: The first seed of the rendered clips whose picture, sound or first frame a task is given.
+        precision: Entered for the pipeline's work alone, never for what measures it.
     """
     order = [(name, seed) for name in classes for seed in range(clips)]
     if sampling.task == "continuation":
         for name, seed in order:
-            yield streamed(pipe, sampling, name, seed)
+            yield streamed(pipe, sampling, name, seed, precision)
         return
-    pipe.set_sampler(sampling.sampler)
+    asked = settings_of(sampling.request(classes[0]))
+    pipe.set_sampler(asked.pop("sampler"))
+    del asked["class_labels"]
     for start in range(0, len(order), sampling.batch):
         some = order[start : start + sampling.batch]
         given: dict[str, Any] = {}
@@ -84,13 +107,13 @@ def made(pipe: AVDiTPipeline, sampling: Sampling, classes: list[str], clips: int
                 given = {"audio": torch.stack([clip.audio for clip in known])}
             else:
                 given = {"image": torch.stack([clip.frames[0] for clip in known])}
-        out = pipe(
-            [name for name, _ in some],
-            num_inference_steps=sampling.steps,
-            guidance_scale=sampling.guidance,
-            generator=[torch.Generator().manual_seed(seed) for _, seed in some],
-            **given,
-        )
+        with precision:
+            out = pipe(
+                [name for name, _ in some],
+                generator=[torch.Generator().manual_seed(seed) for _, seed in some],
+                **asked,
+                **given,
+            )
         # What was given is shown as it is, not as the codec keeps it.
         frames = given["video"].numpy() if "video" in given else out.frames
         audio = given["audio"].numpy() if "audio" in given else out.audio
@@ -98,20 +121,16 @@ def made(pipe: AVDiTPipeline, sampling: Sampling, classes: list[str], clips: int
             yield Sample(name, picture, sound)
 
 
-def streamed(pipe: AVDiTPipeline, sampling: Sampling, name: str, seed: int) -> Sample:
+def streamed(
+    pipe: AVDiTPipeline, sampling: Sampling, name: str, seed: int, precision: contextlib.AbstractContextManager
+) -> Sample:
     """The last window of a stream of one class, with its first one."""
-
-    def settings() -> dict[str, Any]:
-        return {
-            "class_labels": name,
-            "num_inference_steps": sampling.steps,
-            "guidance_scale": sampling.guidance,
-            "sampler": sampling.sampler,
-        }
 
     clip = pipe.geometry
     parts: list[Window] = []
-    for part in windows(pipe, settings, torch.Generator().manual_seed(seed), sampling.windows):
+    generator = torch.Generator().manual_seed(seed)
+    asked = partial(settings_of, sampling.request(name))
+    for part in windows(pipe, asked, generator, sampling.windows, turn=lambda: precision):
         parts.append(part)
         if len(parts) > 4:  # the first window lies in the first two parts, the last one is whole
             del parts[2]

@@ -1,0 +1,74 @@
+"""The table of the paper's claims: each variant trains and is measured as it says, and is not done twice."""
+
+import json
+
+import pytest
+import torch
+
+from avdit.data.latents import write_shard
+from avdit.data.scenes import ALL_CLASSES, CLASSES
+from avdit.geometry import ClipGeometry
+from avdit.models.dit import DiT
+from benchmarks.claims import VARIANTS, folder_of, main
+
+OURS, SCRATCH = list(VARIANTS)[0], list(VARIANTS)[-1]
+
+
+@pytest.fixture
+def command(tiny_checkpoint, tmp_path):
+    """The benchmark's words for three steps on latents of noise."""
+    clip = ClipGeometry()
+    count = len(CLASSES)
+    latents = {"video": torch.randn(count, clip.frames, *clip.video_latent_shape).half()}
+    latents |= {"audio": torch.randn(count, *clip.audio_latent_shape).half(), "label": torch.arange(count)}
+    write_shard(tmp_path / "cache" / "latents" / "landscape" / "clips-00000000.safetensors", latents)
+    shape = {"input_size": 16, "in_channels": 16, "num_classes": len(ALL_CLASSES), "learn_sigma": False}
+    DiT(hidden_size=32, depth=2, num_heads=2, **shape).save_pretrained(tmp_path / "backbone")
+    config = {"model": {"temporal_width": 32, "lora_rank": 4, "interaction_rank": 4}, "train": {"batch_size": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    folders = {"backbone": tmp_path / "backbone", "codecs": tiny_checkpoint, "latents": tmp_path / "cache"}
+    words = [str(tmp_path / "claims"), "--config", str(tmp_path / "config.json")]
+    for name, folder in folders.items():
+        words += [f"--{name}", str(folder)]
+    return [*words, "--steps", "3", "--clips", "1", "--sampling-steps", "1"]
+
+
+def test_variants_and_their_table(command, tmp_path, capsys):
+    out = tmp_path / "claims"
+    assert main([*command, "--only", OURS]) == 0
+    ours = json.loads((folder_of(out, OURS) / "result.json").read_text())
+    assert 0 < ours["share"] < 1 and (ours["steps"], ours["training_clips"]) == (3, 6)
+    for name in VARIANTS:  # all but the last count as finished
+        if name not in (OURS, SCRATCH):
+            folder_of(out, name).mkdir()
+            (folder_of(out, name) / "result.json").write_text(json.dumps({**ours, "variant": name}))
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert said.count("\n| ") == 1 + len(VARIANTS) + 2 and said.splitlines()[2].startswith(f"| {OURS} |")
+    assert "Budget: 3 steps" in said and said == (out / "claims.md").read_text()
+    results = {one["variant"]: one for one in json.loads((out / "claims.json").read_text())}
+    assert list(results) == list(VARIANTS)
+    assert results[SCRATCH]["share"] > 0.9 > ours["share"] and results[SCRATCH]["tunable"] > ours["tunable"]
+    assert results[SCRATCH]["peak_gb"] > 0.1 and results[SCRATCH]["clips_per_second"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--steps", "0"], "the budget 0 must be more than 0"),
+        (["--latents", "nowhere"], "nowhere/latents/landscape does not exist"),
+        (["--pack", "dance"], "latents/dance does not exist"),
+        (["--clips", "0"], "--clips 0 must be"),
+    ],
+)
+def test_wrong_input_ends_with_one_sentence(command, change, message, tmp_path, capsys):
+    assert main([*command, *change]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and not (tmp_path / "claims").exists()
+
+
+def test_two_budgets_do_not_mix(command, tmp_path, capsys):
+    (tmp_path / "claims").mkdir()
+    (tmp_path / "claims" / "settings.json").write_text("{}")
+    assert main(command) == 2
+    assert "holds variants of other settings" in capsys.readouterr().err
