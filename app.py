@@ -60,6 +60,7 @@ def main() -> int:
                 mcp_server=mcp_installed(),
                 theme=theme(),
                 css=style_sheet(service.classes),
+                _frontend=False,  # else it gives up where its own page takes more than 3 s once, on a busy machine
             )
     except (ValueError, OSError) as error:
         print(f"app.py: {error}", file=sys.stderr)

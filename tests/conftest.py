@@ -2,6 +2,7 @@ import functools
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,10 @@ from gradio_client import Client
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from avdit.data.scenes import CLASSES
+from avdit.data.scenes import CLASSES, GENRES
+from avdit.demo.looks import style_sheet, theme
+from avdit.demo.service import Service
+from avdit.demo.ui import create_demo
 from avdit.generate import DEFAULT_CHECKPOINT, load_pipeline
 from avdit.geometry import ClipGeometry
 from avdit.media import ensure_ffmpeg
@@ -21,6 +25,7 @@ from avdit.models.avdit import AVDiT
 from avdit.models.dit import DiT
 from avdit.models.schedule import xs_scheduler
 from avdit.models.video_codec import VideoCodec
+from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +37,8 @@ def random_transformer() -> AVDiT:
     torch.manual_seed(0)
     shape = {"input_size": 16, "in_channels": 16, "num_classes": len(CLASSES), "learn_sigma": False}
     backbone = DiT(hidden_size=32, depth=2, num_heads=2, **shape)
-    model = AVDiT.from_backbone(backbone, ClipGeometry(), temporal_width=32, lora_rank=4, interaction_rank=4)
+    sizes = {"temporal_width": 32, "lora_rank": 4, "interaction_rank": 4, "interaction_pool": 2, "exchange_features": 8}
+    model = AVDiT.from_backbone(backbone, ClipGeometry(), **sizes)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     return model.eval()
@@ -52,6 +58,37 @@ def tiny_pipeline(tiny_checkpoint) -> AVDiTPipeline:
     pipe = AVDiTPipeline.from_pretrained(tiny_checkpoint)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="session")
+def two_packs_checkpoint(tiny_checkpoint, tmp_path_factory) -> Path:
+    """The same with the dance genres as a second pack of adapters."""
+    folder = tmp_path_factory.mktemp("packs")
+    pipe = AVDiTPipeline.from_pretrained(tiny_checkpoint)
+    draw = torch.Generator().manual_seed(1)
+    shapes = {name: list(value.shape) for name, value in pipe.transformer.adapter_state_dict().items()}
+    shapes["class_embedder.embedding_table.weight"][0] = len(GENRES) + 1
+    state = {name: 0.05 * torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    pipe.add_pack("dance", Pack(list(GENRES), state))
+    pipe.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def service(two_packs_checkpoint) -> Service:
+    """What serves ``local``; its state can be looked at."""
+    ensure_ffmpeg()
+    return Service(two_packs_checkpoint, bfloat16=False)
+
+
+@pytest.fixture(scope="session")
+def local(service) -> Iterator[str]:
+    """The address of a page in this process, with two packs of random weights."""
+    demo = create_demo(service)
+    options = {"theme": theme(), "css": style_sheet(service.classes)}
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **options)
+    yield url.rstrip("/")
+    demo.close()
 
 
 @pytest.fixture(scope="session")
@@ -96,7 +133,7 @@ def page(address, browser):
 
 @pytest.fixture(scope="module")
 def client(address):
-    return Client(address, verbose=False)
+    return Client(address, verbose=False, httpx_kwargs={"timeout": 300})
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def served(checkpoint: Path, temp: Path) -> Iterator[str]:
     command = [sys.executable, "app.py", "--host", "127.0.0.1", "--port", str(port), "--checkpoint", str(checkpoint)]
     server = subprocess.Popen(command, cwd=ROOT, env=os.environ | {"TMPDIR": str(temp)})
     url = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + 600  # a busy machine is slow
     try:
         while True:
             try:

@@ -34,6 +34,18 @@ def test_generate_plays_picture_and_sound(page):
     screenshot(page, "page-light")
 
 
+def test_turbo_is_the_first_choice_until_steps_are_set(page):
+    sampler = page.get_by_label("Sampler")
+    expect(sampler).to_have_value(re.compile("turbo: 4 steps"))
+    press(page, "Generate")
+    status_has(page, "1.6 s of clip")
+    expect(page.locator("#link a")).to_have_attribute("href", re.compile(r"steps=4.*sampler=turbo"))
+    set_number(page, "Steps", 2)
+    expect(sampler).to_have_value(re.compile("^ddim"))
+    press(page, "Generate")
+    expect(page.locator("#link a")).to_have_attribute("href", re.compile(r"steps=2.*sampler=ddim"))
+
+
 def test_examples_play_at_once(page):
     """A class that is chosen is seen and heard without a click on Generate, until there is a clip of one's own."""
     status_has(page, "Example: explosion")

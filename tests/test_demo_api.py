@@ -34,7 +34,7 @@ def test_classes_and_samplers_are_listed(client):
     for endpoint in client.view_api(return_format="dict", print_info=False)["named_endpoints"].values():
         types = {p["parameter_name"]: p["type"].get("enum", []) for p in endpoint["parameters"]}
         assert "thunder" in types["class_label"] and "surprise me" in types["class_label"]
-        assert types["sampler"] == ["ddim", "dpm++", "unipc"]
+        assert types["sampler"] == ["ddim", "dpm++", "unipc", "turbo"]
 
 
 def test_endpoints_are_mcp_tools(address):
@@ -115,7 +115,7 @@ def test_clients_at_once_get_their_own_clips(address, client):
     """Nothing is lost or mixed up: each answer is of what was asked for, and the same bytes as asked for alone."""
 
     def ask(number):
-        visitor = Client(address, verbose=False)
+        visitor = Client(address, verbose=False, httpx_kwargs={"timeout": 300})
         made = []
         for k in range(REQUESTS):
             wanted = {"class_label": ("thunder", "raining")[(number + k) % 2], "seed": str(100 * number + k)}

@@ -28,6 +28,23 @@ def test_upload_is_used(page, media_files, title, button, file, said):
     screenshot(page, f"mode-{file}")
 
 
+@pytest.mark.parametrize(
+    ("title", "label", "file"),
+    [
+        ("Video → sound", "splashing water", "splashing-water.mp4"),
+        ("Sound → video", "raining", "raining.wav"),
+        ("Picture → clip", "waterfall burbling", "waterfall-burbling"),
+    ],
+)
+def test_sample_tries_a_mode_with_one_click(page, title, label, file):
+    tab(page, title)
+    set_number(page, "Steps", 1)
+    page.locator(".samples:visible button", has_text=label).click()
+    status_has(page, "1.6 s of clip")
+    expect(page.get_by_role("radio", name=label)).to_be_checked()
+    expect(page.get_by_text(file).first).to_be_visible()
+
+
 def test_mode_without_its_file_says_what_to_do(page):
     tab(page, "Sound → video")
     press(page, "Make the picture")

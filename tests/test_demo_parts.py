@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from demo_helpers import ROOT
-from huggingface_hub import RepoCard
+from huggingface_hub import SpaceCard, SpaceCardData
 
 from avdit.data.scenes import ALL_CLASSES, CLASSES
 from avdit.demo.examples import FOLDER, example_of
@@ -25,6 +25,11 @@ from avdit.generate import Request
 from avdit.geometry import ClipGeometry
 from avdit.machine import usable_cores, use_bfloat16
 
+# https://huggingface.co/docs/hub/spaces-config-reference
+SPACE_KEYS = (
+    "title emoji colorFrom colorTo sdk sdk_version python_version app_file license short_description tags"
+    " suggested_hardware pinned thumbnail"
+).split()
 COLOURS = {"red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray"}
 
 
@@ -80,7 +85,7 @@ def test_every_class_has_an_example_that_the_model_made():
         assert example.recipe["class"] == label and len(example.recipe["weights_sha256"]) == 64
         result = example.result(ClipGeometry())
         assert result.frames.shape == (16, 256, 256, 3) and len(result.audio) == pytest.approx(25600, abs=1100)
-    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 1_500_000
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) < 2_500_000
     assert example_of("no such class") is None
 
 
@@ -109,7 +114,10 @@ def test_no_more_threads_than_cores():
 
 
 def test_front_matter_is_what_spaces_accepts():
-    data = RepoCard.load(ROOT / "README.md").data.to_dict()
+    card = SpaceCard.load(ROOT / "README.md").data
+    assert isinstance(card, SpaceCardData)
+    data = card.to_dict()
+    assert set(data) <= set(SPACE_KEYS) and all(value is not None for value in data.values())
     assert data["sdk"] == "gradio" and data["sdk_version"] == gradio.__version__
     assert (ROOT / data["app_file"]).is_file()
     assert data["colorFrom"] in COLOURS and data["colorTo"] in COLOURS

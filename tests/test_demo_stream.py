@@ -1,33 +1,43 @@
 """The endless stream: it plays, follows the visitor, stops, and leaves nothing behind."""
 
+import contextlib
 import multiprocessing
 import re
-import subprocess
 import threading
 import time
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from demo_helpers import PATIENCE, open_page, press, screenshot, set_number, status_has, tab, wait_until
 from gradio_client import Client
 from playwright.sync_api import expect
 
-from avdit.demo.service import Chunk, Service
+from avdit.demo.service import Chunk
 from avdit.demo.turns import Turns
-from avdit.demo.ui import create_demo
 from avdit.generate import Request, Stopped
-from avdit.media import ensure_ffmpeg, probe, read_audio
+from avdit.media import probe, read_audio
 from avdit.streaming import OVERLAP, CleanEstimate, windows
+from benchmarks.page_stream import Fetched, choose, marked_stream, measure
+from benchmarks.page_stream import play as play_stream
+
+
+def ffmpegs():
+    """The processes of ffmpeg that this one has begun and that still run."""
+    running = set()
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "ffmpeg" in child.name() and child.status() != psutil.STATUS_ZOMBIE:
+                running.add(child.pid)
+    return running
 
 
 def play(page, seconds):
     page.wait_for_function(f"document.querySelector('#live video')?.currentTime > {seconds}", timeout=PATIENCE)
 
 
-def test_stream_plays_follows_a_class_change_and_stops(page, tmp_path):
-    playlists = []
-    page.on("response", lambda r: playlists.append(r.url) if "playlist.m3u8" in r.url else None)
+def test_stream_plays_follows_a_class_change_and_stops(page):
     tab(page, "Endless stream")
     set_number(page, "Steps", 1)
     page.get_by_role("radio", name="thunder").check()
@@ -44,51 +54,36 @@ def test_stream_plays_follows_a_class_change_and_stops(page, tmp_path):
     time.sleep(1)
     expect(page.locator("#status")).to_contain_text("stopped")  # nothing more comes
 
-    # What the browser fetched: picture and sound lie together and without a gap.
-    ensure_ffmpeg()
-    listing = page.request.get(playlists[-1]).text()
-    assert listing.rstrip().endswith("#EXT-X-ENDLIST")
-    segments = [line for line in listing.splitlines() if line.endswith(".ts")]
-    assert len(segments) >= 2
-    whole = tmp_path / "whole.ts"
-    whole.write_bytes(b"".join(page.request.get(playlists[-1].rsplit("/", 1)[0] + "/" + s).body() for s in segments))
-    packets = {}
-    for kind in ("v", "a"):
-        asked = ["ffprobe", "-v", "error", "-select_streams", kind, "-show_entries", "packet=pts_time,duration_time"]
-        rows = subprocess.run([*asked, "-of", "csv=p=0", whole], capture_output=True, text=True, check=True).stdout
-        packets[kind] = np.array(sorted(tuple(map(float, r.split(",")[:2])) for r in rows.split() if "N/A" not in r))
-    for kind, step in (("v", 0.1), ("a", packets["a"][0, 1])):
-        assert np.abs(np.diff(packets[kind][:, 0]) - step).max() < 0.04
-    start = packets["a"][0].sum()  # the first packet of an AAC stream is the encoder's own delay
-    assert abs(packets["v"][0, 0] - start) <= 0.04
 
-
-@pytest.fixture(scope="module")
-def service(tiny_checkpoint):
-    ensure_ffmpeg()
-    return Service(tiny_checkpoint, bfloat16=False)
-
-
-@pytest.fixture(scope="module")
-def local(service):
-    """The address of a page in this process, round ``service``, whose state can be looked at."""
-    demo = create_demo(service)
-    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    yield url.rstrip("/")
-    demo.close()
+def test_sound_stays_with_its_picture_and_no_joint_has_a_gap(service, local, browser, monkeypatch):
+    """On what a browser fetched, over changes of the class within a pack and to another."""
+    monkeypatch.setattr("avdit.demo.service.stream", marked_stream)  # as benchmarks.page_stream does for ten minutes
+    page = open_page(browser, local)
+    fetched, labels = Fetched(page), iter(["raining", "krump", "house", "thunder"] * 9)
+    set_number(page, "Steps", 1)
+    play_stream(page, fetched, 10, lambda: choose(page, service, next(labels)), every=3, limit=600)
+    joints = measure(fetched.segments)
+    page.close()
+    assert joints.segments >= 3 and joints.marks >= 7 and joints.lost == 0
+    assert joints.seconds == pytest.approx(1.2 * joints.marks, abs=1.3)  # every window is there once
+    assert joints.offset_ms_most <= 40 and joints.spacing_ms <= 40
+    assert joints.picture_gap_ms <= 1 and joints.sound_gap_ms <= 1
 
 
 def test_closed_tab_frees_everything_at_once(service, local, browser):
-    threads = threading.active_count()
+    threads, files, programs = threading.active_count(), set(service.folder.iterdir()), ffmpegs()
     page = open_page(browser, local)
     tab(page, "Endless stream")
-    set_number(page, "Steps", 100)
+    set_number(page, "Steps", 1)
     press(page, "Start the stream")
-    status_has(page, "of 100")
+    play(page, 0.5)  # by now the server encodes its sound
+    assert ffmpegs() - programs
+    set_number(page, "Steps", 100)
     page.close()
     # Two seconds are the promise; the rest is for a machine that is busy with other things.
     wait_until(lambda: not service.running and not service.turns._waiting, 2 + 4, "the work of a closed tab goes on")
-    wait_until(lambda: not list(service.folder.iterdir()), 2 + 4, "its files stay")
+    wait_until(lambda: set(service.folder.iterdir()) <= files, 2 + 4, "its files stay")
+    wait_until(lambda: not ffmpegs() - programs, 2 + 4, "its ffmpeg stays")
     wait_until(lambda: threading.active_count() <= threads + 6, 6, "its threads stay")  # the server keeps a few
 
 

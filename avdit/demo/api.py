@@ -4,9 +4,11 @@ from collections.abc import Iterator
 
 import gradio as gr
 
-from avdit.demo.handlers import MODES, SURPRISE, Handlers, Mode
+from avdit.demo.controls import SURPRISE
+from avdit.demo.handlers import MODES, Handlers, Mode
 from avdit.demo.looks import stream_line
 from avdit.demo.service import Chunk, Finished
+from avdit.generate import TURBO
 from avdit.pipeline import SAMPLERS
 
 MOST_WINDOWS = 1000  # of one call of /stream
@@ -45,7 +47,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
             audio_guidance: That of the sound, 1 to 10; as the picture's where it is left out.
             seed: Whole number, 0 or more; one is drawn where it is empty.
             randomize: Draw a seed even where one is given.
-            sampler: ddim, dpm++ or unipc.
+            sampler: ddim, dpm++, unipc, or turbo: few steps without guidance.
             seconds: Length of the clip, up to 60; longer than 1.6 it is continued window by window.
 
         Returns:
@@ -74,7 +76,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
             guidance: Classifier-free guidance of the picture, 1 to 10.
             audio_guidance: That of the sound, 1 to 10; as the picture's where it is left out.
             seed: Whole number, 0 or more; one is drawn where it is empty.
-            sampler: ddim, dpm++ or unipc.
+            sampler: ddim, dpm++, unipc, or turbo: few steps without guidance.
             start: Where in the video the part begins that is used, in seconds.
 
         Returns:
@@ -103,7 +105,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
             guidance: Classifier-free guidance of the picture, 1 to 10.
             audio_guidance: That of the sound, 1 to 10; as the picture's where it is left out.
             seed: Whole number, 0 or more; one is drawn where it is empty.
-            sampler: ddim, dpm++ or unipc.
+            sampler: ddim, dpm++, unipc, or turbo: few steps without guidance.
             start: Where in the sound the part begins that is used, in seconds.
 
         Returns:
@@ -132,7 +134,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
             guidance: Classifier-free guidance of the picture, 1 to 10.
             audio_guidance: That of the sound, 1 to 10; as the picture's where it is left out.
             seed: Whole number, 0 or more; one is drawn where it is empty.
-            sampler: ddim, dpm++ or unipc.
+            sampler: ddim, dpm++, unipc, or turbo: few steps without guidance.
             seconds: Length of the clip, up to 60.
 
         Returns:
@@ -159,7 +161,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
             guidance: Classifier-free guidance of the picture, 1 to 10.
             audio_guidance: That of the sound, 1 to 10; as the picture's where it is left out.
             seed: Whole number, 0 or more; one is drawn where it is empty.
-            sampler: ddim, dpm++ or unipc.
+            sampler: ddim, dpm++, unipc, or turbo: few steps without guidance.
             windows: How many windows of 1.2 s at least are made, 1 to 1000.
 
         Returns:
@@ -183,7 +185,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
         audio_guidance = gr.Number(None, label="audio_guidance")
         seed = gr.Textbox("", label="seed")
         randomize = gr.Checkbox(False, label="randomize")
-        sampler = gr.Dropdown(list(SAMPLERS), value=next(iter(SAMPLERS)), label="sampler", allow_custom_value=True)
+        sampler = gr.Dropdown([*SAMPLERS, TURBO], value=next(iter(SAMPLERS)), label="sampler", allow_custom_value=True)
         length = gr.Number(seconds, label="seconds")
         start = gr.Number(0, label="start")
         windows = gr.Number(8, label="windows")

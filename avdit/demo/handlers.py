@@ -9,11 +9,10 @@ from typing import Any
 
 import gradio as gr
 
+from avdit.demo.controls import one_of
 from avdit.demo.service import Report, Service, parse_seed, whole_or_as_is
 from avdit.generate import Request
 from avdit.media import MediaError, has_stream, probe
-
-SURPRISE = "surprise me"
 
 
 @dataclass(frozen=True)
@@ -70,13 +69,14 @@ class Handlers:
         seconds: float,
         file: str | None = None,
         start: float | None = None,
+        pack: str | None = None,
     ) -> Request:
         """The request that the page's or the API's values make; ``ValueError`` with a sentence where they make none."""
         if mode.field and not file:
             raise ValueError(f"{mode.title} needs a {mode.noun}: upload one")
         number = random.randrange(2**31) if randomize or not str(seed).strip() else parse_seed(seed)
         return Request(
-            class_label=random.choice(self.service.classes) if class_label == SURPRISE else class_label,
+            class_label=one_of(self.service.packs, pack, class_label),
             seed=number,
             steps=whole_or_as_is(steps),
             guidance=guidance,
@@ -99,6 +99,10 @@ class Handlers:
         """End the visitor's work."""
         self.service.stop(visitor.session_hash or "")
 
+    def busy(self, visitor: gr.Request) -> bool:
+        """Whether work of the visitor's is under way or waits."""
+        return bool(self.service.running.get(visitor.session_hash or ""))
+
     def stop_stream(self, visitor: gr.Request) -> None:
         """End the visitor's stream; a clip that is being made goes on."""
         if visitor.session_hash in self.service.live:
@@ -112,11 +116,12 @@ class Handlers:
         guidance: float,
         audio_guidance: float,
         sampler: str,
+        pack: str,
     ) -> None:
         """Give the visitor's stream other settings from its next window on."""
         self.service.change(
             visitor.session_hash or "",
-            class_label=random.choice(self.service.classes) if class_label == SURPRISE else class_label,
+            class_label=one_of(self.service.packs, pack, class_label),
             steps=whole_or_as_is(steps),
             guidance=guidance,
             audio_guidance=audio_guidance,

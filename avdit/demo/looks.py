@@ -27,8 +27,8 @@ def theme() -> gr.themes.Base:
         secondary_hue="amber",
         neutral_hue="slate",
         radius_size="lg",
-        font=["system-ui", "-apple-system", "Segoe UI", "sans-serif"],
-        font_mono=["ui-monospace", "Consolas", "monospace"],
+        font=[gr.themes.Font(name) for name in ("system-ui", "-apple-system", "Segoe UI", "sans-serif")],
+        font_mono=[gr.themes.Font(name) for name in ("ui-monospace", "Consolas", "monospace")],
     ).set(
         body_background_fill="*neutral_100",
         body_background_fill_dark="*neutral_950",
@@ -60,12 +60,17 @@ def theme() -> gr.themes.Base:
     )
 
 
+def thumbnail(label: str) -> Path | None:
+    """The picture of a class; None where it has none."""
+    picture = ASSETS / "classes" / f"{label.replace(' ', '-')}.jpg"
+    return picture if picture.is_file() else None
+
+
 def style_sheet(classes: Sequence[str]) -> str:
     """assets/style.css, and a picture on the choice of each class that has one in assets/classes."""
     rules = [(ASSETS / "style.css").read_text()]
     for label in classes:
-        picture = ASSETS / "classes" / f"{label.replace(' ', '-')}.jpg"
-        if picture.is_file():
+        if picture := thumbnail(label):
             data = base64.b64encode(picture.read_bytes()).decode()
             rules.append(
                 f'#classes label:has(input[value="{label}"])::before '

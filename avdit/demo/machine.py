@@ -9,8 +9,15 @@ Function = TypeVar("Function", bound=Callable)
 
 
 def zero_gpu() -> bool:
-    """Whether this is a Space on ZeroGPU, which lends a GPU for the length of a call."""
-    return importlib.util.find_spec("spaces") is not None and os.environ.get("SPACES_ZERO_GPU", "") not in ("", "0")
+    """Whether this is a Space on ZeroGPU, which lends a GPU for the length of a call.
+
+    There the package ``spaces`` is imported, which must come before anything is put on the GPU.
+    """
+    if importlib.util.find_spec("spaces") is None or os.environ.get("SPACES_ZERO_GPU", "") not in ("1", "true"):
+        return False
+    import spaces  # noqa: F401
+
+    return True
 
 
 def mcp_installed() -> bool:

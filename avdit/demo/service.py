@@ -15,16 +15,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from gradio.utils import get_upload_folder
 
+from avdit.demo.files import keep_newest
 from avdit.demo.machine import on_gpu, zero_gpu
 from avdit.demo.turns import Turns
-from avdit.generate import MAX_SEED, Request, Result, Stopped, generate, load_pipeline, stream, weights_sha256, whole
+from avdit.generate import (
+    MAX_SEED,
+    Request,
+    Result,
+    Stopped,
+    generate,
+    load_pipeline,
+    resolved,
+    stream,
+    usable_device,
+    weights_sha256,
+    whole,
+)
 from avdit.machine import usable_cores, use_bfloat16
 from avdit.media import MediaError, write_clip, write_wav
 from avdit.pipeline import AVDiTPipeline
 
 KEPT_SECONDS = 3600  # how long a visitor's files stay
-KEPT_FOLDERS = 200  # and at most so many of them, the newest
+KEPT_BYTES = 4 * 2**30  # of what visitors made, and of what they uploaded and were sent; the newest
 PREVIEWS = 4  # looks at the picture while a window is made
 PREVIEW_FRAMES = 4  # frames in each of them
 AHEAD_SECONDS = 8.0  # of a stream that are made before they are due
@@ -38,6 +52,7 @@ class Progress:
 
     step: int
     steps: int
+    before: int = 0  # works that have their turn first, at the time of asking
     preview: np.ndarray | None = None
 
 
@@ -75,21 +90,27 @@ class Service:
     """
 
     def __init__(self, checkpoint: Path, device: str = "cpu", bfloat16: bool | None = None) -> None:
-        self.pipe: AVDiTPipeline = load_pipeline(checkpoint, device)
-        self.device = torch.device(device)
+        self._lent = zero_gpu()
+        self.device = usable_device(device)
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
         self.bfloat16 = use_bfloat16(self.device) if bfloat16 is None else bfloat16
+        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+        self.pipe: AVDiTPipeline = load_pipeline(checkpoint, device, dtype=dtype)
         self._outputs = tempfile.TemporaryDirectory(prefix="avdit-clips-", ignore_cleanup_errors=True)
         self.folder = Path(self._outputs.name)
         self.turns = Turns()
         self.running: dict[str, set[threading.Event]] = {}  # what stops the works of a visitor's session
         self.live: dict[str, dict[str, Any]] = {}  # what a visitor has changed while the stream plays
-        self._lent = zero_gpu()
         self._in_process = on_gpu(self._reports) if self._lent else self._reports
 
     @property
     def classes(self) -> list[str]:
         return list(self.pipe.classes)
+
+    @property
+    def packs(self) -> dict[str, list[str]]:
+        """The classes of each pack by its name, the default pack first."""
+        return self.pipe.packs
 
     @property
     def weights(self) -> str | None:
@@ -143,7 +164,7 @@ class Service:
         """Do the work in a thread of its own and hand on what it reports."""
         stop = stop or threading.Event()
         reports: queue.Queue[Report | Exception | None] = queue.Queue()
-        reports.put(Progress(0, request.steps))
+        reports.put(Progress(0, request.steps, before=len(self.turns)))
 
         def work() -> None:
             try:
@@ -181,11 +202,13 @@ class Service:
             with torch.no_grad():
                 decoded = self.pipe.video_codec.decode(estimate[:1, frames.tolist()].to(self.pipe.dtype))
             preview = (decoded[0].permute(0, 2, 3, 1) / 2 + 0.5).float().cpu().numpy()
-        put(Progress(step, steps, preview))
+        put(Progress(step, steps, preview=preview))
 
     def _stream(self, request: Request, put: Callable, stop: threading.Event, session: str) -> None:
         """Make windows until stopped, not more than ``AHEAD_SECONDS`` before they are due."""
-        clip, folder = self.pipe.geometry, Path(tempfile.mkdtemp(dir=self.folder))
+        clip = self.pipe.geometry
+        with _storing():
+            folder = Path(tempfile.mkdtemp(dir=self.folder))
         begun = mark = time.monotonic()
         shown = first = 0.0
         made = number = 0
@@ -196,9 +219,9 @@ class Service:
         def live() -> Request:
             nonlocal latest
             now = replace(request, **self.live.get(session, {}))
-            with contextlib.suppress(ValueError):  # the controls of the page cannot give such values
+            with contextlib.suppress(ValueError):  # a class without turbo adapters; the old one goes on
                 now.validate(self.classes)
-                latest = now
+                latest = resolved(self.pipe, now)
             return latest
 
         on_step = partial(self._on_step, put)
@@ -215,7 +238,8 @@ class Service:
                 if number == 1 or len(pending) >= min(LONGEST_CHUNK, int(np.ceil(1 / speed))):
                     path = folder / f"{number:06}.mp4"
                     joined = (np.concatenate(parts) for parts in zip(*pending, strict=True))
-                    write_clip(path, *joined, fps=clip.fps, sampling_rate=clip.sampling_rate)
+                    with _storing():
+                        write_clip(path, *joined, fps=clip.fps, sampling_rate=clip.sampling_rate, exact=True)
                     pending.clear()
                     now = time.monotonic()
                     shown, first = shown or now, first or now - begun
@@ -227,6 +251,9 @@ class Service:
                     if stop.wait(0.1):
                         return
                 mark = time.monotonic()
+        except ValueError:
+            shutil.rmtree(folder, ignore_errors=True)  # of a stream that ends in an error nothing stays
+            raise
         finally:
             windows.close()
             if stop.is_set():
@@ -238,23 +265,29 @@ class Service:
         Raises:
             MediaError: where they cannot be written.
         """
-        try:
+        name = f"{result.recipe['class'].replace(' ', '-')}-{result.recipe['seed']}"
+        with _storing():
             folder = Path(tempfile.mkdtemp(dir=self.folder))
-            name = f"{result.recipe['class'].replace(' ', '-')}-{result.recipe['seed']}"
-            video = result.save(folder / f"{name}.mp4")
-            return Finished(result, video, write_wav(folder / f"{name}.wav", result.audio, result.sampling_rate))
-        except OSError as error:
-            raise MediaError(f"the clip could not be stored: {error.strerror or error}; try again later") from error
+            try:
+                video = result.save(folder / f"{name}.mp4")
+                return Finished(result, video, write_wav(folder / f"{name}.wav", result.audio, result.sampling_rate))
+            except MediaError:
+                shutil.rmtree(folder, ignore_errors=True)
+                raise
 
     def remove_old_files(self) -> None:
-        """Remove what visitors made more than an hour ago, and more than the newest ``KEPT_FOLDERS``."""
-        ages = []
-        for folder in self.folder.iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another request has just removed it
-                ages.append((time.time() - folder.stat().st_mtime, folder))
-        for rank, (age, folder) in enumerate(sorted(ages)):
-            if age > KEPT_SECONDS or rank >= KEPT_FOLDERS:
-                shutil.rmtree(folder, ignore_errors=True)
+        """Remove what visitors made or uploaded more than an hour ago, and the oldest of what is more than is kept."""
+        keep_newest(self.folder, KEPT_SECONDS, KEPT_BYTES)
+        keep_newest(Path(get_upload_folder()), KEPT_SECONDS, KEPT_BYTES)
+
+
+@contextlib.contextmanager
+def _storing() -> Iterator[None]:
+    """A failure's own words would tell where the server keeps its files."""
+    try:
+        yield
+    except (OSError, MediaError) as error:
+        raise MediaError("the clip could not be stored; the server's disk may be full: try again later") from error
 
 
 def whole_or_as_is(value: float) -> float | int:

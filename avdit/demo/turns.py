@@ -17,6 +17,10 @@ class Turns:
         self._waiting: deque[object] = deque()  # the first one has its turn
         self._changed = threading.Condition()
 
+    def __len__(self) -> int:
+        """How many have their turn or wait for it."""
+        return len(self._waiting)
+
     @contextlib.contextmanager
     def turn(self, should_stop: Callable[[], bool]) -> Iterator[None]:
         """Wait for a turn, hold it for the block, hand it on.

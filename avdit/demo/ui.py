@@ -1,18 +1,19 @@
 """The page: its layout, and which handler each control calls."""
 
-import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from avdit.demo.api import add_endpoints
+from avdit.demo.controls import SAMPLES, SURPRISE, chosen, class_gallery, one_of, sample_buttons, sampler_choice
 from avdit.demo.examples import FOLDER, example_of
-from avdit.demo.handlers import MODES, SURPRISE, Handlers, Mode
+from avdit.demo.handlers import MODES, Handlers, Mode
 from avdit.demo.links import link_html, read_link
 from avdit.demo.looks import INTRO, picture_data, status, stream_line
 from avdit.demo.service import KEPT_SECONDS, Finished, Progress, Service
-from avdit.generate import Result
+from avdit.generate import TURBO, Result
 from avdit.pipeline import SAMPLERS
 
 QUEUE_LENGTH = 20
@@ -40,25 +41,23 @@ def create_demo(service: Service) -> gr.Blocks:
     handlers = Handlers(service)
     clip = service.pipe.geometry
 
-    gr.set_static_paths([FOLDER])  # sent from where they lie, so that no hourly clean-up takes them
+    gr.set_static_paths([FOLDER, SAMPLES])  # sent from where they lie, so that no hourly clean-up takes them
     first = example_of(service.classes[0])
     with gr.Blocks(title="AV-DiT", delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as demo:
-        gr.Markdown(INTRO)
+        gr.Markdown(INTRO, elem_id="intro")
         with gr.Row(elem_id="main"):
             with gr.Column():
-                class_label = gr.Radio(
-                    [*service.classes, SURPRISE], value=service.classes[0], label="Class", elem_id="classes"
-                )
+                pack, class_label = class_gallery(service.packs)
                 starts: dict[str, list] = {}  # a mode's button, and its own inputs: seconds, file, start
+                samples: dict[str, dict] = {}  # a mode's buttons that try it, each with its class and file
                 with gr.Tabs() as tabs:
                     for name, mode in MODES.items():
                         with gr.Tab(mode.title, id=name):
-                            starts[name] = _tab(name, mode, clip.seconds, handlers)
+                            starts[name], samples[name] = _tab(name, mode, clip.seconds, handlers)
                 with gr.Accordion("Settings", open=True, elem_id="settings"):
+                    sampler = sampler_choice(service.pipe.turbo_steps(service.classes[0]))
                     with gr.Row():
                         steps = gr.Slider(1, 100, value=12, step=1, label="Steps")
-                        sampler = gr.Dropdown(list(SAMPLERS), value="ddim", label="Sampler")
-                    with gr.Row():
                         guidance = gr.Slider(1, 10, value=2, step=0.5, label="Picture guidance")
                         audio_guidance = gr.Slider(1, 10, value=2, step=0.5, label="Sound guidance")
                     with gr.Row():
@@ -90,21 +89,27 @@ def create_demo(service: Service) -> gr.Blocks:
         opened = demo.load(
             _open_link(service, clip.seconds),
             None,
-            [tabs, *settings, starts["generate"][1], starts["picture"][1]],
+            [tabs, pack, *settings, starts["generate"][1], starts["picture"][1]],
             api_visibility="private",
             show_progress="hidden",  # through the queue, which carries warnings to the page
         )
         quiet = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         shown = [player, live, look, recipe, link, mp4, wav, own]
         examples = []
+        # Turbo has steps of its own and no guidance: who sets these wants another sampler. In the browser, at once.
+        leave_turbo = f"name => name === '{TURBO}' ? '{next(iter(SAMPLERS))}' : name"
+        for control in (steps, guidance, audio_guidance):
+            control.input(None, sampler, sampler, js=leave_turbo, **quiet)
+        other = pack.input(lambda name: chosen(service.packs, service.packs[name][0])[1], pack, class_label, **quiet)
         for event, asked, plays in (
             (opened.then, False, False),
+            (other.then, False, True),
             (class_label.input, False, True),
             (watch.click, True, True),
         ):
             # Whoever leafs through the classes wants each at once, and its plot, which takes a while, where they stay.
             show = event(
-                _show_example(handlers, asked, plays), [class_label, own], shown, trigger_mode="multiple", **quiet
+                _show_example(handlers, asked, plays), [class_label, own, pack], shown, trigger_mode="multiple", **quiet
             )
             examples.append(
                 show.then(
@@ -118,39 +123,44 @@ def create_demo(service: Service) -> gr.Blocks:
                 )
             )
 
-        events = []
+        events: dict[str, list] = {}
         for name, mode in MODES.items():
             button, *inputs = starts[name]
-            streams = name == "stream"
-            events.append(
-                button.click(
-                    _work(handlers, name, mode),
-                    [*settings, *inputs],
-                    [*outputs, own],
-                    trigger_mode="multiple",  # a click right after Stop counts; a second one ends the first one's work
-                    api_visibility="private",
-                    concurrency_id="stream" if streams else "clip",
-                    concurrency_limit=STREAMS_AT_ONCE if streams else CLIPS_AT_ONCE,
-                    show_progress="minimal",
-                    show_progress_on=look,
-                    scroll_to_output=True,
+            lane = "stream" if name == "stream" else "clip"
+            work = {
+                "fn": _work(handlers, name, mode),
+                "inputs": [*settings, *inputs, pack],
+                "outputs": [*outputs, own],
+                "trigger_mode": "multiple",  # a click right after Stop counts; a second one ends the first one's work
+                "api_visibility": "private",
+                "concurrency_id": lane,
+                "concurrency_limit": STREAMS_AT_ONCE if lane == "stream" else CLIPS_AT_ONCE,
+                "show_progress": "minimal",
+                "show_progress_on": look,
+                "scroll_to_output": True,
+            }
+            events[name] = [button.click(**work)]
+            for one, (label, file) in samples[name].items():
+                fill = one.click(
+                    _try_sample(service, label, file), None, [pack, class_label, *starts[name][2:]], **quiet
                 )
-            )
+                events[name].append(fill.then(**work))
         stop.click(handlers.stop, None, None, **quiet)
-        stop.click(lambda: status("stopped"), None, look, cancels=events, **quiet)
+        stop.click(lambda: status("stopped"), None, look, cancels=sum(events.values(), []), **quiet)
         # Its last report must not come after the example's line; a clip that is being made goes on.
-        watch.click(None, None, None, cancels=events[list(MODES).index("stream")], **quiet)
+        watch.click(None, None, None, cancels=events["stream"], **quiet)
         for name in MODES:  # the plot of an example that is still on its way must not replace what begins here
-            starts[name][0].click(None, None, None, cancels=examples, **quiet)
-        chosen = [class_label, steps, guidance, audio_guidance, sampler]
-        gr.on([control.change for control in chosen], handlers.change, chosen, None, **quiet)
+            for button in (starts[name][0], *samples[name]):
+                button.click(None, None, None, cancels=examples, **quiet)
+        live_controls = [class_label, steps, guidance, audio_guidance, sampler]
+        gr.on([control.change for control in live_controls], handlers.change, [*live_controls, pack], None, **quiet)
         demo.unload(handlers.stop)
         add_endpoints(handlers, service.classes, clip.seconds)
     return demo.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
 
 
-def _tab(name: str, mode: Mode, seconds: float, handlers: Handlers) -> list:
-    """A mode's own controls: its button, and what gives the seconds, the file and the start."""
+def _tab(name: str, mode: Mode, seconds: float, handlers: Handlers) -> tuple[list, dict]:
+    """A mode's own controls: its button and what gives the seconds, the file and the start; and its samples."""
     if TEXTS[name]:
         gr.Markdown(TEXTS[name])
     length, file, start = gr.State(seconds), gr.State(None), gr.State(0.0)
@@ -176,7 +186,17 @@ def _tab(name: str, mode: Mode, seconds: float, handlers: Handlers) -> list:
             show_progress="hidden",
         )
     button = gr.Button(BUTTONS[name], variant="primary", elem_id=f"{name}-button")
-    return [button, length, file, start]
+    samples = sample_buttons(mode.noun, handlers.service.classes) if mode.noun else {}
+    return [button, length, file, start], samples
+
+
+def _try_sample(service: Service, label: str, file: Path) -> Callable:
+    """What fills in a sample: its pack and class, the file, used from its start on."""
+
+    def fill() -> tuple:
+        return *chosen(service.packs, label), str(file), 0.0
+
+    return fill
 
 
 def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
@@ -195,6 +215,7 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
                     if report.preview is not None and not line:
                         preview = picture_data(report.preview)
                     waits = f"{request.class_label}: waiting for its turn"
+                    waits += f", {report.before} before it" if report.before else ""
                     steps = f"{request.class_label}: step {report.step} of {report.steps}"
                     bar = status(line or (steps if report.step else waits), report.step, report.steps, preview)
                     yield *shown, bar, seed, plot, *[unchanged] * 4, mine
@@ -221,10 +242,11 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
 def _show_example(handlers: Handlers, asked: bool, plays: bool) -> Callable:
     """What shows the ready clip of the chosen class; where it was not ``asked`` for, in the place of another only."""
 
-    def show(visitor: gr.Request, label: str, own: bool) -> tuple:
-        classes = [name for name in handlers.service.classes if example_of(name)]
-        example = example_of(random.choice(classes) if label == SURPRISE and classes else label)
-        if example is None or (own and not asked):
+    def show(visitor: gr.Request, label: str, own: bool, pack: str) -> tuple:
+        packs = {name: [c for c in classes if example_of(c)] for name, classes in handlers.service.packs.items()}
+        example = example_of(one_of(packs, pack, label)) if label != SURPRISE or packs[pack] else None
+        # Work may have begun between the choice and this: it is not ended by an example that nobody asked for.
+        if example is None or (not asked and (own or handlers.busy(visitor))):
             return (gr.skip(),) * 8
         handlers.stop_stream(visitor)  # its player gives way
         clip = gr.update(value=str(example.video), autoplay=plays, visible=True)
@@ -263,10 +285,11 @@ def _open_link(service: Service, seconds: float) -> Callable:
             gr.Warning(str(error), title="The link was not used")
             asked = None
         if asked is None:
-            return [gr.skip()] * 10
+            return [gr.skip()] * 11
         request = asked.request
         audio_guidance = request.guidance if request.audio_guidance is None else request.audio_guidance
-        values = [request.class_label, request.steps, request.guidance, audio_guidance, str(request.seed)]
+        values = [*chosen(service.packs, request.class_label), request.steps, request.guidance, audio_guidance]
+        values.append(str(request.seed))
         length = max(seconds, request.seconds)
         draw = "seed" not in visitor.query_params
         return [gr.Tabs(selected=asked.mode), *values, draw, request.sampler, length, length]
