@@ -235,6 +235,22 @@ def test_module_that_keeps_its_activations_says_so(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_each_training_of_a_process_has_its_own_precision(tmp_path):
+    class Layer(torch.nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            out = super().forward(x)
+            computed.append(out.dtype)
+            return out
+
+    def loss(module: torch.nn.Module, *_) -> dict[str, torch.Tensor]:
+        return {"loss": module(torch.ones(1, 2)).sum()}
+
+    computed: list[torch.dtype] = []
+    for precision in ("no", "bf16", ""):
+        Trainer(Layer(2, 2), loss, TrainerConfig(mixed_precision=precision), tmp_path).train_step()
+    assert computed == [torch.float32, torch.bfloat16, torch.float32]
+
+
 def test_backbone_learns_from_the_frames_of_a_folder(place, tmp_path):
     config = {
         "data": {"folder": str(place / "films"), "classes": ["rain"]},

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, parse_flag_from_env
 from diffusers import ModelMixin
 from safetensors import safe_open
@@ -94,6 +95,7 @@ class Trainer:
         unused: bool = False,
     ) -> None:
         processes()
+        AcceleratorState._reset_state()  # else the precision of an earlier training in this process would hold
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision or None,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
