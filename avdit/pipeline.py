@@ -14,6 +14,7 @@ from torch import Tensor
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.avdit import AVDiT
+from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import PackMixin
 
@@ -60,6 +61,7 @@ class AVDiTPipeline(PackMixin, DiffusionPipeline):
         classes = list(classes or [str(i) for i in range(transformer.config.num_classes)])
         self.register_to_config(classes=classes, pack=pack)
         self.set_first_pack(pack, classes)
+        self._folded: tuple[list, FoldedAVDiT] | None = None  # the weights that it was made from, and it
 
     @property
     def geometry(self) -> ClipGeometry:
@@ -138,6 +140,16 @@ class AVDiTPipeline(PackMixin, DiffusionPipeline):
             if isinstance(label, str) and label not in self.classes:
                 raise ValueError(f"unknown class {label!r}: choose one of {', '.join(self.classes)}")
         return [self.classes.index(label) if isinstance(label, str) else int(label) for label in labels]
+
+    def denoiser(self) -> Callable[..., tuple[Tensor, Tensor]]:
+        """What predicts while sampling: the transformer, or on a CPU its folded form, anew when the weights change."""
+        if not can_fold(self.transformer):
+            return self.transformer
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.transformer.dtype
+        weights = [dtype, *((id(p), p.data_ptr(), p._version) for p in self.transformer.parameters())]
+        if self._folded is None or self._folded[0] != weights:
+            self._folded = weights, FoldedAVDiT(self.transformer, dtype)
+        return self._folded[1]
 
     def prepare_latents(
         self, batch: int, generator: torch.Generator | list[torch.Generator] | None
@@ -303,13 +315,14 @@ class AVDiTPipeline(PackMixin, DiffusionPipeline):
         both_ids = torch.cat([class_ids, torch.full_like(class_ids, self.transformer.config.num_classes)])
 
         # 4. Denoise.
+        denoiser = self.denoiser()
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(self.scheduler.timesteps):
                 guided_now = guided and i >= guidance_start * num_inference_steps
                 repeat = 2 if guided_now else 1
                 t_video = t.expand(batch * repeat, len(frames)).masked_fill(frames, 0)
                 t_audio = t.expand(batch * repeat, len(columns)).masked_fill(columns, 0)
-                video_out, audio_out = self.transformer(
+                video_out, audio_out = denoiser(
                     video_latents.repeat(repeat, 1, 1, 1, 1).to(dtype),
                     audio_latents.repeat(repeat, 1, 1, 1).to(dtype),
                     t_video,

@@ -178,7 +178,7 @@ class AVDiT(ModelMixin, ConfigMixin):
             video_out = video_out.unflatten(0, video.shape[:2])
         if audio is not None:
             audio_out = self.audio_final(xa, ca.repeat_interleave(rows, 1))  # (B, M, values)
-            audio_out = self._unpatchify_audio(audio_out)
+            audio_out = self.unpatchify_audio(audio_out)
         return video_out, audio_out
 
     def _block(
@@ -214,7 +214,7 @@ class AVDiT(ModelMixin, ConfigMixin):
             xa = xa + a[5] * block.mlp(modulate(block.norm2(xa), a[3], a[4]), adapters.audio_mlp)
         return xv, xa
 
-    def _unpatchify_audio(self, x: Tensor) -> Tensor:
+    def unpatchify_audio(self, x: Tensor) -> Tensor:
         """Patch values (B, M, values) to latents (B, C, time, frequency)."""
         columns, (time, frequency) = self.clip.audio_grid[0], self.clip.audio_patch
         return rearrange(x, "b (m r) (p q c) -> b c (m p) (r q)", m=columns, p=time, q=frequency)

@@ -1,0 +1,274 @@
+"""The joint model folded for sampling on a CPU: the same function in fewer and larger operations.
+
+:class:`AVDiT` says what is computed, for readers and for training. Here the same is prepared once for given weights:
+
+* low-rank updates are added to the weights that they update, so that sound goes through plain linear layers;
+* the modulation of all blocks is one product, made for the few distinct timesteps of a step of sampling;
+* linear layers keep their weights in oneDNN's own layout, with the GELU inside of the product;
+* attention is two batched products, which over short sequences beat the fused call, and means are products too.
+"""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce
+from torch import Tensor, nn
+
+from avdit.models.adapters import BlockAdapters, Interaction, LoRA, TemporalAttention, TimeExchange
+from avdit.models.avdit import AVDiT
+from avdit.models.dit import Attention, DiTBlock, Mlp
+
+KNOWN = 64  # modulations of (timesteps, classes) that are kept: a stream comes back to the same few
+LARGEST = 100_000_000  # parameters of a model that is folded: the folded weights stand in memory beside the others
+ROWS = 1024  # of the inputs that oneDNN is told of when it chooses a layout: tokens of a clip's picture
+Layer = Callable[[Tensor], Tensor]
+Modulations = list[tuple[Tensor, ...]]  # of each block, and last of the final layer
+
+
+def can_fold(model: AVDiT) -> bool:
+    """Whether ``model`` is on the CPU for good, and small enough to stand there twice."""
+    moved = hasattr(model, "_hf_hook")  # to a GPU and back with each call
+    return model.device.type == "cpu" and not moved and sum(p.numel() for p in model.parameters()) <= LARGEST
+
+
+class FoldedAVDiT:
+    """What ``model`` computes of picture and sound with its present weights, in ``dtype``."""
+
+    @torch.no_grad()
+    def __init__(self, model: AVDiT, dtype: torch.dtype) -> None:
+        dit, adapters = model.backbone, model.adapters
+        self.model, self.dtype = model, dtype
+        self.blocks = [FoldedBlock(*pair, model, dtype) for pair in zip(dit.blocks, adapters, strict=True)]
+        self.embed_video, self.embed_audio = (
+            linear(part.proj.weight.flatten(1), part.proj.bias, dtype)
+            for part in (dit.x_embedder, model.audio_embedder)
+        )
+        self.video_positions = dit.pos_embed.to(dtype)  # (1, N, D)
+        self.audio_positions = model.audio_positions.to(dtype).unflatten(1, model.clip.audio_grid)
+        layers = [block.adaLN_modulation[1] for block in dit.blocks]
+        deltas = [part.audio_modulation for part in adapters]
+        self.video_modulation = Modulation([*layers, dit.final_layer.adaLN_modulation[1]], [], dtype)
+        self.audio_modulation = Modulation([*layers, model.audio_final.adaLN_modulation[1]], deltas, dtype)
+        self.known_modulations: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self.video_final, self.audio_final = (
+            linear(*updated(part.linear), dtype) for part in (dit.final_layer, model.audio_final)
+        )
+
+    def __call__(
+        self, video: Tensor, audio: Tensor, t_video: Tensor, t_audio: Tensor, class_labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """The predictions for both, as :meth:`AVDiT.forward` gives them."""
+        model, (time, frequency) = self.model, self.model.clip.audio_patch
+        patch = model.backbone.config.patch_size
+        with torch.autocast("cpu", enabled=False):
+            v, a = self.modulations(t_video, t_audio, class_labels)
+            xv = rearrange(video.to(self.dtype), "b f c (h p) (w q) -> b f (h w) (c p q)", p=patch, q=patch)
+            xa = rearrange(audio.to(self.dtype), "b c (m p) (r q) -> b m r (c p q)", p=time, q=frequency)
+            xv = self.embed_video(xv) + self.video_positions  # (B, F, N, D)
+            xa = self.embed_audio(xa) + self.audio_positions  # (B, columns, rows, D)
+            for block, v_block, a_block in zip(self.blocks, v[:-1], a[:-1], strict=True):
+                xv, xa = block(xv, xa, v_block, a_block)
+            video_out = self.video_final(normalised(xv, *v[-1])).flatten(0, 1)  # (B·F, N, values)
+            audio_out = self.audio_final(normalised(xa, *a[-1])).flatten(1, 2)  # (B, M, values)
+        video_out = model.backbone.unpatchify(video_out)[:, : video.shape[2]]  # the variance half is dropped
+        return video_out.unflatten(0, video.shape[:2]), model.unpatchify_audio(audio_out)
+
+    def modulations(self, t_video: Tensor, t_audio: Tensor, class_labels: Tensor) -> tuple[Modulations, Modulations]:
+        """Of timesteps (B, F) and (B, columns): (B, F or 1, 1, D) for the picture, (B, columns or 1, 1, D) for sound.
+
+        A step of sampling has one timestep or, where something is given, two: each is computed once.
+        """
+        times, places = torch.unique(torch.cat([t_video, t_audio], 1), return_inverse=True)
+        key = *times.tolist(), *class_labels.tolist()
+        if key not in self.known_modulations:
+            c = self.model.backbone.t_embedder(times) + self.model.class_embedder(class_labels).unsqueeze(1)
+            c = c.to(self.dtype)  # (B, times, D)
+            if len(self.known_modulations) >= KNOWN:
+                self.known_modulations.clear()
+            self.known_modulations[key] = self.video_modulation(c), self.audio_modulation(c)
+        video, audio = self.known_modulations[key]
+        if len(times) > 1:  # else one row serves every frame and column
+            clips = torch.arange(len(places)).unsqueeze(1)
+            columns = t_audio.shape[1]
+            video, audio = video[clips, places[:, :-columns]], audio[clips, places[:, -columns:]]
+        return self.video_modulation.split(video), self.audio_modulation.split(audio)
+
+
+class Modulation:
+    """Shift, 1 + scale and gate of all blocks and of the final layer in one product: (B, T, D) → (B, T, all)."""
+
+    def __init__(self, layers: list[nn.Linear], deltas: list[LoRA | None], dtype: torch.dtype) -> None:
+        self.width, self.parts = layers[0].in_features, [layer.out_features for layer in layers]
+        bias = torch.cat([layer.bias for layer in layers]).float()
+        bias.view(-1, self.width)[1::3] += 1  # shift, scale, gate, shift, scale, gate; ...; shift, scale
+        self.product = linear(torch.cat([layer.weight for layer in layers]), bias, dtype)
+        self.update = None
+        if any(delta is not None for delta in deltas):
+            products = [delta.up.weight.float() @ delta.down.weight.float() for delta in deltas]
+            update = F.pad(torch.cat(products), (0, 0, 0, self.parts[-1]))  # none of the final layer
+            self.update = linear(update, torch.zeros(len(update)), dtype)
+
+    def __call__(self, c: Tensor) -> Tensor:
+        out = self.product(F.silu(c))
+        return out if self.update is None else out + self.update(c)
+
+    def split(self, table: Tensor) -> Modulations:
+        """Of (B, T, all): six of (B, T, 1, D) a block, and two of the final layer."""
+        return [part.split(self.width, -1) for part in table.unsqueeze(2).split(self.parts, -1)]
+
+
+class FoldedBlock:
+    """A block of the image transformer with its adapters."""
+
+    def __init__(self, block: DiTBlock, adapters: BlockAdapters, model: AVDiT, dtype: torch.dtype) -> None:
+        self.video_attention = FoldedAttention(block.attn, None, dtype)
+        self.audio_attention = FoldedAttention(block.attn, adapters.audio_attention, dtype)
+        self.video_mlp = folded_mlp(block.mlp, None, dtype)
+        self.audio_mlp = folded_mlp(block.mlp, adapters.audio_mlp, dtype)
+        self.temporal = adapters.temporal and FoldedTemporal(adapters.temporal, dtype)
+        self.interaction = adapters.interaction and FoldedInteraction(adapters.interaction, block.attn, model, dtype)
+
+    def __call__(self, xv: Tensor, xa: Tensor, v: tuple[Tensor, ...], a: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+        """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations."""
+        xv = torch.addcmul(xv, v[2], self.video_attention(normalised(xv, v[0], v[1])))
+        if self.temporal is not None:
+            xv = xv + self.temporal(xv)
+        heard = self.audio_attention(normalised(xa, a[0], a[1]).flatten(1, 2))  # (B, M, D)
+        xa = torch.addcmul(xa, a[2], heard.view_as(xa))
+        if self.interaction is not None:
+            xv, xa = self.interaction(xv, xa, normalised(xv, v[0], v[1]), normalised(xa, a[0], a[1]))
+        xv = torch.addcmul(xv, v[5], self.video_mlp(normalised(xv, v[3], v[4])))
+        xa = torch.addcmul(xa, a[5], self.audio_mlp(normalised(xa, a[3], a[4])))
+        return xv, xa
+
+
+class FoldedAttention:
+    """:class:`Attention` with an adapter's update: (..., T, D) → (..., T, D)."""
+
+    def __init__(self, attn: Attention, delta: nn.ModuleDict | None, dtype: torch.dtype) -> None:
+        self.heads, delta = attn.heads, dict(delta or {})
+        self.qkv = linear(*scaled(*updated(attn.qkv, delta.get("qkv")), attn.heads), dtype)
+        self.proj = linear(*updated(attn.proj, delta.get("proj")), dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.proj(attend(self.qkv(x), self.heads))
+
+
+class FoldedTemporal:
+    """:class:`TemporalAttention`, whose normalisation's own scale and shift are in the way down."""
+
+    def __init__(self, temporal: TemporalAttention, dtype: torch.dtype) -> None:
+        weight, bias = updated(temporal.down)
+        norm, self.heads = temporal.norm, temporal.heads
+        self.down = linear(weight * norm.weight.float(), bias + weight @ norm.bias.float(), dtype)
+        self.positions = temporal.positions.to(dtype)
+        self.qkv = linear(*scaled(*updated(temporal.qkv), self.heads), dtype)
+        self.up = linear(*updated(temporal.up), dtype)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Tokens (B, F, N, D) to what is added to them."""
+        h = self.down(F.layer_norm(x, x.shape[-1:], eps=1e-6)).transpose(1, 2)  # (B, N, F, width)
+        h = attend(self.qkv(h + self.positions[: x.shape[1]]), self.heads)
+        return self.up(h.transpose(1, 2))
+
+
+class FoldedInteraction:
+    """:class:`Interaction` with its gates in the projections and its means as a product."""
+
+    def __init__(self, part: Interaction, attn: Attention, model: AVDiT, dtype: torch.dtype) -> None:
+        tokens = model.backbone.pos_embed.shape[1]
+        self.pool, self.side, self.heads = part.pool, math.isqrt(tokens) // part.pool, attn.heads
+        cells = {"p": part.pool, "q": part.pool, "h": self.side}
+        self.means = reduce(torch.eye(tokens), "(h p w q) n -> (h w) n", "mean", **cells).to(dtype)
+        weight, bias = updated(part.time)
+        self.frame_times = (part.frame_times.float() @ weight.T + bias).unsqueeze(1).to(dtype)  # (F, 1, D)
+        self.column_times = (part.column_times.float() @ weight.T + bias).to(dtype)  # (M, D)
+        self.qkv = linear(*scaled(*updated(attn.qkv, part.attention["qkv"]), attn.heads), dtype)
+        weight, bias = updated(attn.proj, part.attention["proj"])
+        self.to_video, self.to_audio = (
+            linear(gate.unsqueeze(1) * weight, gate * bias, dtype)
+            for gate in (part.gate_video.float(), part.gate_audio.float())
+        )
+        self.exchange = part.exchange and FoldedExchange(part.exchange, tokens, dtype)
+
+    def __call__(self, xv: Tensor, xa: Tensor, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, F, N, D) and (B, columns, rows, D) with what their modulated form, beside them, adds to each."""
+        joint_video = (video if self.pool == 1 else self.means @ video) + self.frame_times  # (B, F, N/pool², D)
+        joint_audio = audio.flatten(1, 2) + self.column_times  # (B, M, D)
+        joint = attend(self.qkv(torch.cat([joint_video.flatten(1, 2), joint_audio], 1)), self.heads)
+        for_video, for_audio = joint.split([joint.shape[1] - joint_audio.shape[1], joint_audio.shape[1]], 1)
+        for_video = self.to_video(for_video).view_as(joint_video)
+        for_audio = self.to_audio(for_audio).view_as(audio)
+        if self.exchange is not None:
+            from_sound, from_picture = self.exchange(video, audio)
+            for_video, for_audio = for_video + from_sound, for_audio + from_picture
+        shape, cell = (*xv.shape[:2], self.side, self.pool, self.side, self.pool, -1), (self.side, 1, self.side, 1)
+        return (xv.view(shape) + for_video.unflatten(2, cell)).view_as(xv), xa + for_audio
+
+
+class FoldedExchange:
+    """:class:`TimeExchange` with its mean over the tokens of a frame as a product."""
+
+    def __init__(self, part: TimeExchange, tokens: int, dtype: torch.dtype) -> None:
+        self.video_down, self.audio_down = (
+            linear(*updated(layer), dtype, gelu=True) for layer in (part.video_down, part.audio_down)
+        )
+        self.video_up, self.audio_up = (linear(*updated(layer), dtype) for layer in (part.video_up, part.audio_up))
+        self.mean = torch.full((1, tokens), 1 / tokens, dtype=dtype)
+        self.to_columns, self.to_frames = part.to_columns.to(dtype), part.to_frames.to(dtype)
+
+    def __call__(self, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (B, F, N, D) and (B, columns, rows, D) to what is added: (B, F, 1, D) and (B, columns, 1, D)."""
+        seen = (self.mean @ self.video_down(video)).squeeze(2)  # (B, F, features)
+        heard = self.audio_down(audio).mean(2)  # (B, columns, features)
+        for_video, for_audio = self.video_up(self.to_frames @ heard), self.audio_up(self.to_columns @ seen)
+        return for_video.unsqueeze(2), for_audio.unsqueeze(2)
+
+
+def folded_mlp(mlp: Mlp, delta: nn.ModuleDict | None, dtype: torch.dtype) -> Layer:
+    """:class:`Mlp` with an adapter's update."""
+    delta = dict(delta or {})
+    fc1 = linear(*updated(mlp.fc1, delta.get("fc1")), dtype, gelu=True)
+    fc2 = linear(*updated(mlp.fc2, delta.get("fc2")), dtype)
+    return lambda x: fc2(fc1(x))
+
+
+def updated(layer: nn.Linear, delta: LoRA | None = None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of ``layer`` with the low-rank update ``delta``, in 32-bit floats."""
+    weight, bias = layer.weight.float(), layer.bias.float()
+    return weight if delta is None else weight + delta.up.weight.float() @ delta.down.weight.float(), bias
+
+
+def scaled(weight: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a layer to queries, keys and values, with the scores' scale in the queries."""
+    width = len(bias) // 3
+    scale = torch.ones(len(bias))
+    scale[:width] = (width // heads) ** -0.5
+    return weight * scale.unsqueeze(1), bias * scale
+
+
+def linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False) -> Layer:
+    """A linear layer in ``dtype``, with a tanh-approximated GELU behind it or not."""
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    if dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        after = ("gelu", [], "tanh") if gelu else ("none", [], "")
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, *after)
+    if gelu:
+        return lambda x: F.gelu(F.linear(x, weight, bias), approximate="tanh")
+    return lambda x: F.linear(x, weight, bias)
+
+
+def attend(qkv: Tensor, heads: int) -> Tensor:
+    """Attention over (..., T, 3·D), whose queries are scaled already: (..., T, D)."""
+    *leading, length, width = qkv.shape
+    q, k, v = rearrange(qkv.view(-1, length, width), "n t (three h d) -> three (n h) t d", three=3, h=heads)
+    out = torch.softmax(q @ k.transpose(1, 2), -1) @ v  # (N·heads, T, d)
+    return rearrange(out, "(n h) t d -> n t (h d)", h=heads).view(*leading, length, width // 3)
+
+
+def normalised(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """Tokens, normalised, times ``scale`` (1 is in it already) plus ``shift``."""
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=1e-6), scale)

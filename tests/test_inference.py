@@ -1,0 +1,73 @@
+"""What is prepared for speed computes what the plain model computes."""
+
+import pytest
+import torch
+from test_models import SIZES, inputs, joint_model
+
+from avdit.models.inference import FoldedAVDiT, can_fold
+
+
+def snr_db(out, reference):
+    """Signal to noise of each of ``out``, the reference being the signal."""
+    return [
+        (10 * torch.log10(r.square().mean() / (o.float() - r).square().mean())).item()
+        for o, r in zip(out, reference, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("left_out", [None, *SIZES, "interaction_every"])
+@torch.no_grad()
+def test_folded_model_equals_the_plain_one(left_out):
+    sizes = {"interaction_pool": 1} if left_out == "interaction_pool" else {left_out: 0} if left_out else {}
+    if left_out == "interaction_rank":
+        sizes = {"interaction_rank": 1}
+    model = joint_model(trained=True, **sizes)
+    folded = FoldedAVDiT(model, torch.float32)
+    video, audio, t_video, t_audio, labels = inputs()
+    one = torch.full_like(t_video, 700), torch.full_like(t_audio, 700)
+    given = one[0].clone(), one[1].clone()
+    given[0][:, :2], given[1][:, :1] = 0, 0  # as where a clip is continued
+    for times in ((t_video, t_audio), one, given, one):
+        expected = model(video, audio, *times, labels)
+        for ours, theirs in zip(folded(video, audio, *times, labels), expected, strict=True):
+            assert theirs.abs().mean() > 0.01
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_folded_model_rounds_no_more_than_the_plain_one():
+    model, (video, audio, *rest) = joint_model(trained=True), inputs()
+    expected = model(video, audio, *rest)
+    folded = FoldedAVDiT(model, torch.bfloat16)(video, audio, *rest)
+    model.bfloat16()
+    plain = snr_db(model(video.bfloat16(), audio.bfloat16(), *rest), expected)
+    assert all(ours > max(30, theirs - 1) for ours, theirs in zip(snr_db(folded, expected), plain, strict=True))
+
+
+@torch.no_grad()
+def test_sampling_follows_every_change_of_the_weights(tiny_pipeline):
+    def clip(denoiser=None):
+        with pytest.MonkeyPatch.context() as patch:
+            if denoiser is not None:
+                patch.setattr(tiny_pipeline, "denoiser", lambda: denoiser)
+            out = tiny_pipeline("thunder", 2, generator=torch.Generator().manual_seed(0), output_type="latent")
+        return torch.cat([out.frames.flatten(), out.audio.flatten()])
+
+    model = tiny_pipeline.transformer
+    assert isinstance(tiny_pipeline.denoiser(), FoldedAVDiT) and tiny_pipeline.denoiser() is tiny_pipeline.denoiser()
+    before = clip()
+    torch.testing.assert_close(before, clip(model), atol=1e-4, rtol=1e-4)
+    state = {name: value.clone() for name, value in model.adapter_state_dict().items()}
+    model.load_adapter_state_dict({name: value + 0.02 for name, value in state.items()})
+    changed = clip()
+    assert (changed - before).abs().max() > 0.01
+    torch.testing.assert_close(changed, clip(model), atol=1e-4, rtol=1e-4)
+    model.load_adapter_state_dict(state)
+    assert torch.equal(clip(), before)
+
+
+def test_only_small_models_on_a_cpu_are_folded(monkeypatch):
+    model = joint_model()
+    assert can_fold(model) and not can_fold(joint_model().to("meta"))
+    monkeypatch.setattr("avdit.models.inference.LARGEST", 1000)
+    assert not can_fold(model)
