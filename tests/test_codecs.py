@@ -7,6 +7,7 @@ from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
 
 from avdit.data.scenes import HELD_OUT, render_clip
 from avdit.models.audio_codec import AudioCodec
+from avdit.models.codec import Upsample
 from avdit.models.features import ImageFeatures, feature_distance
 from avdit.models.video_codec import VideoCodec
 
@@ -28,6 +29,18 @@ def test_own_codecs_have_the_geometry_of_the_small_model():
         latents = audio.encode(torch.zeros(1, 25600))
         assert latents.shape == (1, 8, 40, 16)
         assert audio.decode(latents).shape == (1, 25600)
+
+
+@torch.no_grad()
+def test_doubling_is_that_of_diffusers():
+    torch.manual_seed(0)
+    theirs = AutoencoderKL.from_config(VideoCodec().autoencoder.config).eval()
+    latents = torch.randn(2, 16, 6, 4)
+    expected = theirs.decode(latents).sample
+    codec = VideoCodec().eval()
+    codec.autoencoder.load_state_dict(theirs.state_dict())  # under the same names
+    torch.testing.assert_close(codec.autoencoder.decode(latents).sample, expected, atol=1e-5, rtol=1e-4)
+    assert sum(isinstance(module, Upsample) for module in codec.modules()) == 2
 
 
 def test_statistics_normalise_and_survive_saving(tmp_path):

@@ -143,7 +143,8 @@ class AudioCodec(LatentCodec):
             mel_std=1.0,
             vocoder=voice,
         )
-        codec.autoencoder, codec.synthesiser = vae, vocoder
+        codec.use(vae)
+        codec.synthesiser = vocoder
         return codec
 
     def mel(self, audio: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class VideoCodec(LatentCodec):
         codec = cls(
             vae=cls.published_config(vae), unshuffle=1, latent_mean=0.0, latent_std=1 / vae.config.scaling_factor
         )
-        codec.autoencoder = vae
+        codec.use(vae)
         return codec
 
     @apply_forward_hook
