@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from test_models import SIZES, inputs, joint_model
 
+from avdit.data.scenes import CLASSES, HELD_OUT, render_clip
 from avdit.models.inference import FoldedAVDiT, can_fold
+from avdit.models.preview import Preview
 
 
 def snr_db(out, reference):
@@ -71,3 +74,21 @@ def test_only_small_models_on_a_cpu_are_folded(monkeypatch):
     assert can_fold(model) and not can_fold(joint_model().to("meta"))
     monkeypatch.setattr("avdit.models.inference.LARGEST", 1000)
     assert not can_fold(model)
+
+
+@torch.no_grad()
+def test_preview_shows_what_the_decoder_shows(shipped_pipeline):
+    codec = shipped_pipeline.video_codec
+    taught, held_out = (
+        torch.cat([render_clip(name, seed).frames[:1] for name in CLASSES]).permute(0, 3, 1, 2) * 2 - 1
+        for seed in (0, HELD_OUT)
+    )
+    latents = codec.encode(held_out.unsqueeze(0))
+    decoded = F.avg_pool2d(codec.decode(latents)[0], 4)
+    shown = Preview.fit(codec, taught)(latents[0])
+    plain = decoded.mean((2, 3), keepdim=True).expand_as(decoded)  # one colour a picture
+
+    def psnr_db(picture):
+        return 10 * torch.log10(4 / (picture - decoded).square().mean())
+
+    assert psnr_db(shown) > 20 and psnr_db(shown) > psnr_db(plain) + 5

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from gradio.utils import get_upload_folder
 
+from avdit.data.scenes import CLASSES, render_clip
 from avdit.demo.files import keep_newest
 from avdit.demo.machine import on_gpu, zero_gpu
 from avdit.demo.turns import Turns
@@ -35,6 +36,8 @@ from avdit.generate import (
 )
 from avdit.machine import usable_cores, use_bfloat16
 from avdit.media import MediaError, write_clip, write_wav
+from avdit.models.preview import Preview
+from avdit.models.video_codec import VideoCodec
 from avdit.pipeline import AVDiTPipeline
 
 KEPT_SECONDS = 3600  # how long a visitor's files stay
@@ -96,12 +99,21 @@ class Service:
         self.bfloat16 = use_bfloat16(self.device) if bfloat16 is None else bfloat16
         dtype = torch.bfloat16 if self.bfloat16 else torch.float32
         self.pipe: AVDiTPipeline = load_pipeline(checkpoint, device, dtype=dtype)
+        self.preview = self._fit_preview(checkpoint)
         self._outputs = tempfile.TemporaryDirectory(prefix="avdit-clips-", ignore_cleanup_errors=True)
         self.folder = Path(self._outputs.name)
         self.turns = Turns()
         self.running: dict[str, set[threading.Event]] = {}  # what stops the works of a visitor's session
         self.live: dict[str, dict[str, Any]] = {}  # what a visitor has changed while the stream plays
         self._in_process = on_gpu(self._reports) if self._lent else self._reports
+
+    def _fit_preview(self, checkpoint: Path) -> Preview:
+        """Looks at pictures, fitted on some scenes; a GPU may be lent by the call, so it is done on the CPU."""
+        on_cpu = self.device.type == "cpu"
+        codec = self.pipe.video_codec if on_cpu else VideoCodec.from_pretrained(checkpoint / "video_codec")
+        short = replace(self.pipe.geometry, frames=4)
+        scenes = [render_clip(name, 0, short).frames[::3] for name in CLASSES]
+        return Preview.fit(codec, torch.cat(scenes).permute(0, 3, 1, 2) * 2 - 1)
 
     @property
     def classes(self) -> list[str]:
@@ -199,9 +211,7 @@ class Service:
         preview = None
         if step < steps and step % max(1, round(min(steps, 12) / PREVIEWS)) == 0:
             frames = np.linspace(0, estimate.shape[1] - 1, PREVIEW_FRAMES).round().astype(int)
-            with torch.no_grad():
-                decoded = self.pipe.video_codec.decode(estimate[:1, frames.tolist()].to(self.pipe.dtype))
-            preview = (decoded[0].permute(0, 2, 3, 1) / 2 + 0.5).float().cpu().numpy()
+            preview = (self.preview(estimate[0, frames.tolist()].cpu()).permute(0, 2, 3, 1) / 2 + 0.5).numpy()
         put(Progress(step, steps, preview=preview))
 
     def _stream(self, request: Request, put: Callable, stop: threading.Event, session: str) -> None:
