@@ -2,6 +2,7 @@
 
 import math
 import os
+import platform
 import time
 from pathlib import Path
 
@@ -42,6 +43,18 @@ def usable_cores() -> int:
         return min(count, max(1, math.ceil(int(quota) / int(period))))
     except (OSError, ValueError):  # no container, or "max": no limit
         return count
+
+
+def processor() -> str:
+    """The processor's name, and what it multiplies matrices of 16 and of 8 bits with."""
+    try:
+        told = dict(line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line)
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    told = {key.strip(): value.strip() for key, value in told.items()}
+    units = [name for name in ("amx_bf16", "avx512_bf16", "avx512_vnni") if name in told.get("flags", "").split()]
+    name = told.get("model name") or platform.machine()
+    return f"{name} ({', '.join(units)})" if units else name
 
 
 def fast_dtype(device: torch.device) -> torch.dtype:
