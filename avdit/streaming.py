@@ -49,9 +49,11 @@ def windows(
             continues = held is not None and now["class_labels"] == label
             if continues:
                 condition = {"video": held[0], "audio": held[1], "given_frames": OVERLAP}
-            out = pipe(**now, generator=generator, **condition)
+            made = pipe(**now, generator=generator, **condition, output_type="latent")
+            # Of a continuation the first frames are there already.
+            frames, audio = pipe.decode(made.frames[:, OVERLAP if continues else 0 :], made.audio)
         label = now["class_labels"]
-        window = out.frames[0], out.audio[0]
+        window = frames[0], audio[0]
         if held is not None:
             window = continued(held, window, fade) if continues else dissolved(held, window)
         frames, audio = window
@@ -63,13 +65,13 @@ def windows(
 
 
 def continued(held: Window, window: Window, fade: int) -> Window:
-    """``window`` with ``held`` in place of its own first frames; the sound blends over the last ``fade`` samples."""
+    """``held`` and the new frames of ``window``, whose sound blends in over the last ``fade`` samples of ``held``."""
     (old_frames, old_audio), (frames, audio) = held, window
     ramp = np.sin(np.linspace(0, np.pi / 2, fade, dtype=np.float32)) ** 2
     start = len(old_audio) - fade
     blend = old_audio[start:] * (1 - ramp) + audio[start : len(old_audio)] * ramp
     sound = np.concatenate([old_audio[:start], blend, audio[len(old_audio) :]])
-    return np.concatenate([old_frames, frames[len(old_frames) :]]), sound
+    return np.concatenate([old_frames, frames]), sound
 
 
 def dissolved(held: Window, window: Window) -> Window:
