@@ -38,6 +38,10 @@ def build_parser() -> Parser:
         sub.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="pipeline folder")
         sub.add_argument("--device", default="cpu")
 
+    def features(sub: Parser) -> None:
+        for name, text in (("video", "I3D as TorchScript"), ("audio", "AudioCLIP, VGGish or TorchScript")):
+            sub.add_argument(f"--{name}-features", type=Path, metavar="FILE", help=f"{text}; our own by default")
+
     model(command("info", run_info, "components, parameters, classes, geometry and the weights' hash"))
 
     sub = command("generate", run_generate, "make one clip")
@@ -73,9 +77,7 @@ def build_parser() -> Parser:
     sub.add_argument("--batch", type=int, default=4, help="clips that are made at a time")
     sub.add_argument("--training-clips", type=int, default=16, help="of each class, among which to look for copies")
     sub.add_argument("--judges", type=Path, metavar="DIR", help="judges other than those in checkpoints/judges")
-    for name, text in (("video", "I3D"), ("audio", "VGGish")):
-        text = f"TorchScript file, such as {text}, in place of our own features"
-        sub.add_argument(f"--{name}-features", type=Path, metavar="FILE", help=text)
+    features(sub)
 
     sub = command("samples", run_samples, "make many clips for the distances, by any number of processes")
     model(sub)
@@ -94,8 +96,7 @@ def build_parser() -> Parser:
     sub.add_argument("--real-list", type=Path, metavar="FILE", help="names of the real files to take, one a line")
     sub.add_argument("--clips", type=int, help="at most so many of each, fairly drawn; all by default")
     sub.add_argument("--sizes", type=int, nargs="+", default=[64, 256], help="pixels a side of the pictures")
-    for name, text in (("video", "I3D as TorchScript"), ("audio", "VGGish's weights or TorchScript")):
-        sub.add_argument(f"--{name}-features", type=Path, metavar="FILE", help=f"{text}; our own by default")
+    features(sub)
     sub.add_argument("--device", default="cpu")
 
     sub = command("bench", run_bench, "time the making of a clip on this machine")

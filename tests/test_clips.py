@@ -30,6 +30,7 @@ def film(path: Path, clips: float, click: float | None = None) -> Path:
 def test_labels_of_both_data_sets():
     assert label_of(Path("landscape/train/squishing_water/x_1.mp4")) == "squishing water"
     assert label_of(Path("aist/gMH_sBM_c01_d22_mMH0_ch01.mp4")) == "middle hip-hop"
+    assert label_of(Path("aist/gBR_sBM_cAll_d04_mBR0_ch01.mp4")) == "break"
     assert label_of(Path("thunder/gXX_1.mp4")) == "thunder"
 
 
@@ -47,6 +48,17 @@ def test_film_is_cut_into_clips(tmp_path):
     assert np.abs(clips[0][2]).max() < 0.1
     onset = np.argmax(np.abs(clips[1][2]) > 0.2) / GEOMETRY.sampling_rate
     assert onset == pytest.approx(0.8, abs=0.05)
+
+
+def test_clips_are_drawn_over_all_files(tmp_path):
+    for i in range(2):
+        film(tmp_path / "thunder" / f"{i}.mp4", 2 + 0.5 * i)
+    (tmp_path / "thunder" / "letter.mp4").write_text("not a film")
+    scan = scan_clips(tmp_path, GEOMETRY)
+    in_order = [frames.mean() for _, frames, _ in scan]
+    drawn = [frames.mean() for _, frames, _ in scan.drawn(0)]
+    assert len(drawn) == 4 and sorted(drawn) == sorted(in_order) and drawn != in_order
+    assert [path.name for path, _ in scan.skipped] == ["letter.mp4"]
 
 
 def test_clip_of_exactly_one_length_is_kept(tmp_path):

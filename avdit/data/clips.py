@@ -80,24 +80,58 @@ class ClipScan:
 
     def _cut(self, path: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """The file's whole clips: as long as both the picture and the sound last."""
-        geometry = self.geometry
-        sound = read_audio(path, sampling_rate=geometry.sampling_rate)
-        # Many files start their picture later than their sound; sample 0 here sounds with the first frame.
-        delay = round((_start(path, "audio") - _start(path, "video")) * geometry.sampling_rate)  # samples
-        sound = np.pad(sound, (delay, 0)) if delay > 0 else sound[-delay:]
-        size = {"fps": geometry.fps, "height": geometry.height, "width": geometry.width}
+        sound = self._sound(path)
         # Codecs round the end of the sound: less than a frame that is missing there is filled with silence.
-        for i in range((len(sound) + geometry.samples_of(1) - 1) // geometry.samples):
-            try:
-                frames = read_video(path, start=i * geometry.seconds, max_frames=geometry.frames, **size)
-            except MediaError:
-                if i == 0:
-                    raise
-                return  # the picture ends with the clip before
-            if len(frames) < geometry.frames:
+        for number in range((len(sound) + self.geometry.samples_of(1) - 1) // self.geometry.samples):
+            if (clip := self._clip(path, number, sound)) is None:
                 return
-            audio = sound[i * geometry.samples : (i + 1) * geometry.samples]
-            yield frames, np.pad(audio, (0, geometry.samples - len(audio)))
+            yield clip
+
+    def _sound(self, path: Path) -> np.ndarray:
+        """The file's sound; many start their picture later, but sample 0 here sounds with the first frame."""
+        sound = read_audio(path, sampling_rate=self.geometry.sampling_rate)
+        delay = round(_delay(path) * self.geometry.sampling_rate)  # samples
+        return np.pad(sound, (delay, 0)) if delay > 0 else sound[-delay:]
+
+    def _clip(self, path: Path, number: int, sound: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        """The clip of this number in a file; None where the picture ends before it."""
+        geometry = self.geometry
+        size = {"fps": geometry.fps, "height": geometry.height, "width": geometry.width}
+        try:
+            frames = read_video(path, start=number * geometry.seconds, max_frames=geometry.frames, **size)
+        except MediaError:
+            if number == 0:
+                raise
+            return None
+        if len(frames) < geometry.frames:
+            return None
+        audio = sound[number * geometry.samples : (number + 1) * geometry.samples]
+        return frames, np.pad(audio, (0, geometry.samples - len(audio)))
+
+    def drawn(self, seed: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """The same clips in an order that is drawn over all of them, so that the first ones are a fair sample."""
+        places, broken = [], {}
+        for path in self.files:
+            try:
+                # The end may be rounded: a clip too many is found out when it is read.
+                count = int((_lasts(path) + 1 / self.geometry.fps) / self.geometry.seconds)
+            except MediaError as error:
+                broken[path] = str(error)
+                continue
+            if not count:
+                broken[path] = f"shorter than one clip of {self.geometry.seconds:g} s"
+            places += [(path, number) for number in range(count)]
+        for k in np.random.default_rng(seed).permutation(len(places)):
+            path, number = places[k]
+            try:
+                clip = self._clip(path, number, self._sound(path))
+            except MediaError as error:
+                broken[path] = str(error)
+                continue
+            if clip is not None:
+                yield label_of(path), *clip
+        self.skipped = list(broken.items())
+        report_skipped(self.skipped, len(self.files))
 
 
 def mp4_files(folder: Path) -> list[Path]:
@@ -122,10 +156,29 @@ def report_skipped(skipped: Sequence[tuple[Path, str]], count: int) -> None:
         logger.warning("%d of %d files gave no clip (%s%s)", len(skipped), count, told, more)
 
 
-def _start(path: Path, kind: str) -> float:
-    """Seconds at which the file's first stream of a kind starts."""
-    streams = (stream for stream in probe(path)["streams"] if stream["codec_type"] == kind)
-    return float(next(streams, {}).get("start_time", 0))
+def _delay(path: Path) -> float:
+    """Seconds by which a file's first sound starts later than its first picture."""
+    starts = {"audio": 0.0, "video": 0.0}
+    for stream in reversed(probe(path)["streams"]):
+        if stream["codec_type"] in starts:
+            starts[stream["codec_type"]] = float(stream.get("start_time", 0))
+    return starts["audio"] - starts["video"]
+
+
+def _lasts(path: Path) -> float:
+    """Seconds for which a file has both a picture and sound.
+
+    Raises:
+        MediaError: where the file cannot be read or has none of one kind.
+    """
+    told = probe(path)
+    lengths = []
+    for kind, text in (("video", "picture"), ("audio", "sound")):
+        stream = next((stream for stream in told["streams"] if stream["codec_type"] == kind), None)
+        if stream is None:
+            raise MediaError(f"{path} has no {text}")
+        lengths.append(float(stream.get("duration", told["format"].get("duration", 0))))
+    return min(lengths)
 
 
 def scan_clips(

@@ -20,7 +20,7 @@ from avdit.data.clips import mp4_files, scan_clips
 from avdit.data.folders import listed
 from avdit.data.latents import Shards
 from avdit.evaluation.extractors import Features, audio_features, video_features
-from avdit.evaluation.frechet import CLIPS, audio_distance, resized, video_distances
+from avdit.evaluation.frechet import CLIPS, audio_distance, resized, rows_of, video_distances
 from avdit.evaluation.judge import Judges
 from avdit.evaluation.report import DEFAULT_JUDGES
 from avdit.evaluation.samples import read_note
@@ -59,12 +59,12 @@ class ClipSet:
     def clips(self, geometry: ClipGeometry) -> Iterator[Clip]:
         """All clips, one after another."""
         source = self.source()
-        order = np.random.default_rng(0).permutation(len(source))
         if not isinstance(source, Shards):
-            files = [source[i] for i in order]
-            yield from ((frames, audio) for _, frames, audio in scan_clips(self.folder, geometry, files=files))
+            yield from (
+                (frames, audio) for _, frames, audio in scan_clips(self.folder, geometry, files=source).drawn(0)
+            )
             return
-        for i in order:
+        for i in np.random.default_rng(0).permutation(len(source)):
             item = torch.tensor([int(i)])
             yield source.get("frames", item)[0].float().div(255).numpy(), source.get("audio", item)[0].numpy()
 
@@ -99,24 +99,26 @@ class Tools:
 
 
 @torch.no_grad()
-def features(clips: Iterator[Clip], tools: Tools, text: str) -> tuple[dict[int, np.ndarray], np.ndarray]:
-    """Of the pictures (n, d) at each size, and of the sounds (n, d).
+def features(clips: Iterator[Clip], tools: Tools, text: str) -> tuple[int, dict[int, np.ndarray], np.ndarray]:
+    """How many clips there are; the features of their pictures (n, d) at each size, and of their sounds (m, d).
 
     Raises:
         ValueError: where there are fewer than two clips.
     """
     pictures: dict[int, list[torch.Tensor]] = {size: [] for size in tools.sizes}
     sounds: list[torch.Tensor] = []
+    count = 0
     with tqdm(desc=text, mininterval=10) as bar:
         while some := list(islice(clips, BATCH)):
             frames, audio = (torch.from_numpy(np.stack(part)).float() for part in zip(*some, strict=True))
             for size, rows in pictures.items():
-                rows.append(tools.video.extract(resized(frames, size)).cpu())
-            sounds.append(tools.audio.extract(audio).cpu())
+                rows.append(rows_of(tools.video.extract(resized(frames, size)), len(some)))
+            sounds.append(rows_of(tools.audio.extract(audio), len(some)))
+            count += len(some)
             bar.update(len(some))
-    if sum(map(len, sounds)) < 2:
+    if count < 2:
         raise ValueError(f"{text} are fewer than two clips: distances need more")
-    return {size: torch.cat(rows).numpy() for size, rows in pictures.items()}, torch.cat(sounds).numpy()
+    return count, {size: torch.cat(rows).numpy() for size, rows in pictures.items()}, torch.cat(sounds).numpy()
 
 
 def geometry_of(*sets: ClipSet) -> ClipGeometry:
@@ -159,12 +161,12 @@ def distances(real: ClipSet, made: ClipSet, tools: Tools, clips: int | None = No
     rows = {}
     for name, source in (("real", real), ("made", made)):
         rows[name] = features(islice(source.clips(geometry), clips), tools, f"{name} clips")
-    (real_pictures, real_sounds), (made_pictures, made_sounds) = rows["real"], rows["made"]
+    (real_clips, real_pictures, real_sounds), (made_clips, made_pictures, made_sounds) = rows["real"], rows["made"]
     report: dict[str, Any] = {
         "real": str(real.folder),
         "made": str(made.folder),
-        "clips": {"real": len(real_sounds), "made": len(made_sounds)},
-        "protocol": len(real_sounds) == len(made_sounds) == CLIPS,
+        "clips": {"real": real_clips, "made": made_clips},
+        "protocol": real_clips == made_clips == CLIPS,
         "features": {"video": tools.video.name, "audio": tools.audio.name},
         "fvd": {},
         "kvd": {},

@@ -1,18 +1,25 @@
-"""Feature networks that a user has as files: the published I3D of FVD, VGGish of FAD, and any TorchScript archive.
+"""Feature networks that a user has as files: FVD's I3D, FAD's AudioCLIP and VGGish, and any TorchScript archive.
 
-Whatever else there is can stand behind the same figures from Python: any function from a batch of clips to one vector
-a clip (see :mod:`avdit.evaluation.frechet`). A TorchScript archive is a program: load only what you trust.
+Whatever else there is can stand behind the same figures from Python: any function from a batch of clips to vectors
+(see :mod:`avdit.evaluation.frechet`). A TorchScript archive is a program: load only what you trust.
 """
 
+import pickle
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from avdit.evaluation.frechet import Extractor, resized
+from avdit.evaluation.audioclip import AudioCLIP
+from avdit.evaluation.frechet import Extractor
 from avdit.evaluation.vggish import VGGish
+from avdit.models.published import fill
 
 I3D_SIZE = 224  # pixels a side
 
@@ -47,15 +54,40 @@ def _archive(path: Path, device: torch.device | str) -> torch.jit.ScriptModule:
         raise ValueError(f"feature network {path} is not a TorchScript archive") from None
 
 
+def _published(path: Path) -> tuple[str, nn.Module]:
+    """AudioCLIP's or VGGish's network of sounds, with its published weights, and what it is called.
+
+    Raises:
+        ValueError: where the file cannot be read as weights alone, or naming the first key that does not fit.
+    """
+    try:
+        state: Any = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+    except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
+        raise ValueError(f"feature network {path} is neither a TorchScript archive nor weights alone") from error
+    if not isinstance(state, dict):
+        raise ValueError(f"feature network {path} holds no table of tensors: expected weights of AudioCLIP or VGGish")
+    if any(name.startswith("audio.") for name in state):  # beside CLIP's networks of pictures and of text
+        fixed = ("window", "fbsp.bias")  # the window is computed here, and the bias has no elements
+        state = {name.removeprefix("audio."): value for name, value in state.items() if name.startswith("audio.")}
+        state = {name: value for name, value in state.items() if name not in fixed}
+        name, network = "AudioCLIP", AudioCLIP()
+    else:
+        name, network = "VGGish", VGGish()
+    fill(network, state, f"feature network {path} does not fit {name}")
+    told = {"AudioCLIP": ", sound at 44.1 kHz, FAD x 10,000", "VGGish": ", examples of 0.96 s every 0.5 s"}
+    return f"{name} ({path.name}){told[name]}", network.eval()
+
+
 def _called(name: str, network: nn.Module, *args: Tensor | bool) -> Tensor:
-    """The network's vectors, a mean over windows where it gives several a clip (B, windows, d)."""
     try:
         with torch.no_grad():
-            out = network(*args)
-    except (RuntimeError, TypeError) as error:
+            return network(*args).float().cpu()
+    except (RuntimeError, TypeError, ValueError) as error:
         raise ValueError(f"feature network {name} failed: {str(error).strip().splitlines()[-1]}") from error
-    out = out.mean(1) if out.ndim == 3 else out
-    return out.float().cpu()
 
 
 def video_features(path: Path, device: torch.device | str = "cpu") -> Features:
@@ -73,7 +105,10 @@ def video_features(path: Path, device: torch.device | str = "cpu") -> Features:
     switches = (False, False, True) if len(network.forward.schema.arguments) > 2 else ()
 
     def extract(frames: Tensor) -> Tensor:
-        clips = resized(frames, I3D_SIZE).permute(0, 4, 1, 2, 3) * 2 - 1
+        pictures = frames.flatten(0, 1).movedim(-1, 1)
+        # Without antialiasing, as the field's code and the archive itself do it.
+        pictures = F.interpolate(pictures, (I3D_SIZE, I3D_SIZE), mode="bilinear", align_corners=False)
+        clips = pictures.unflatten(0, frames.shape[:2]).movedim(2, 1) * 2 - 1
         return _called(path.name, network, clips.to(device), *switches)
 
     return Features(path.name, extract, {"size": I3D_SIZE})
@@ -83,13 +118,11 @@ def audio_features(path: Path, device: torch.device | str = "cpu") -> Features:
     """A network of sounds: called with (B, samples) at the model's rate, it gives (B, d) or (B, windows, d).
 
     Args:
-        path: A TorchScript archive, or the published weights of VGGish.
+        path: A TorchScript archive, or the published weights of AudioCLIP or VGGish.
 
     Raises:
         ValueError: where the file is missing, is neither, or cannot be called so.
     """
-    if _is_archive(path):
-        name, network = path.name, _archive(path, device)
-    else:
-        name, network = f"VGGish ({path.name}), mean over windows of 0.96 s", VGGish.load(path).to(device)
+    name, network = (path.name, _archive(path, device)) if _is_archive(path) else _published(path)
+    network = network.to(device)
     return Features(name, lambda audio: _called(path.name, network, audio.to(device)), {})

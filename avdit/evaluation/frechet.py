@@ -1,10 +1,10 @@
 """Distances between the features of two sets of clips: Fréchet (FVD of pictures, FAD of sound) and kernel (KVD).
 
-A feature extractor is any function from a batch of clips to one vector a clip, so that I3D, VGGish or a network of
-our own can stand behind the same formulas:
+A feature extractor is any function from a batch of clips to one vector a clip, or to one a window of each clip, which
+all count alike; so I3D, AudioCLIP, VGGish or a network of our own can stand behind the same formulas:
 
-    extractor(frames (B, F, H, W, 3) in [0, 1]) -> (B, d)        for FVD and KVD
-    extractor(audio (B, samples) in [-1, 1]) -> (B, d)           for FAD
+    extractor(frames (B, F, H, W, 3) in [0, 1]) -> (B, d) or (B, windows, d)        for FVD and KVD
+    extractor(audio (B, samples) in [-1, 1]) -> (B, d) or (B, windows, d)           for FAD
 
 Figures of different extractors, sizes or numbers of clips do not compare; a report names all three.
 """
@@ -85,30 +85,31 @@ def resized(frames: torch.Tensor, size: int) -> torch.Tensor:
     return flat.movedim(1, -1).unflatten(0, frames.shape[:2])
 
 
-@torch.no_grad()
-def features_of(
-    clips: Iterable[np.ndarray], extractor: Extractor, size: int | None = None, batch: int = 8
-) -> np.ndarray:
-    """Features (n, d) of clips that come one after another, ``batch`` at a time: frames (F, H, W, 3), or samples (n,).
-
-    Args:
-        size: Pixels a side to which frames are resized first.
+def rows_of(features: torch.Tensor, clips: int) -> torch.Tensor:
+    """An extractor's vectors of ``clips`` clips as rows (n, d).
 
     Raises:
-        ValueError: where there is no clip, or the extractor gives anything but one vector a clip.
+        ValueError: where it gave anything but vectors of each clip.
+    """
+    if features.ndim not in (2, 3) or len(features) != clips:
+        shape = tuple(features.shape)
+        raise ValueError(f"the extractor gave {shape} for {clips} clips: it must give one vector a clip, or a window")
+    return features.flatten(0, -2).float().cpu()
+
+
+@torch.no_grad()
+def features_of(clips: Iterable[np.ndarray], extractor: Extractor, batch: int = 8) -> np.ndarray:
+    """Features (n, d) of clips that come one after another, ``batch`` at a time: frames (F, H, W, 3), or samples (n,).
+
+    Raises:
+        ValueError: where there is no clip, or the extractor gives anything but vectors of each clip.
     """
     parts, left = [], iter(clips)
     while some := list(islice(left, batch)):
-        stack = torch.from_numpy(np.stack(some)).float()
-        out = extractor(stack if size is None else resized(stack, size))
-        if out.ndim != 2 or len(out) != len(some):
-            raise ValueError(
-                f"the extractor gave {tuple(out.shape)} for {len(some)} clips: it must give one vector a clip"
-            )
-        parts.append(out.float().cpu().numpy())
+        parts.append(rows_of(extractor(torch.from_numpy(np.stack(some)).float()), len(some)))
     if not parts:
         raise ValueError("there is no clip to take features of")
-    return np.concatenate(parts)
+    return torch.cat(parts).numpy()
 
 
 def video_distances(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:

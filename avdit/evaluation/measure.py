@@ -64,7 +64,8 @@ class Measured:
     def features(self, kind: str, labels: set[str] | None = None) -> np.ndarray:
         """The features (n, d) of one modality, of the clips of ``labels`` alone where they are given."""
         rows = self.picture if kind == "video" else self.sound
-        return np.stack([row for row, name in zip(rows, self.labels, strict=True) if not labels or name in labels])
+        chosen = [some for some, name in zip(rows, self.labels, strict=True) if not labels or name in labels]
+        return np.concatenate(chosen)
 
 
 def event_classes(classes: list[str]) -> list[str]:
@@ -96,9 +97,9 @@ def look(sample: Sample, tools: Instruments, out: Measured) -> None:
         spectrum = mel.to(tools.device)
         out.seen_as += judges.named(judges.picture, statistics, tools.classes)
         out.heard_as += judges.named(judges.sound, spectrum, tools.classes)
-        own = statistics[0, :STATISTICS].cpu().numpy(), judges.sound.features(spectrum)[0].cpu().numpy()
-        out.picture.append(own[0] if tools.video is None else features_of([frames], tools.video.extract)[0])
-        out.sound.append(own[1] if tools.audio is None else features_of([audio], tools.audio.extract)[0])
+        own = statistics[:, :STATISTICS].cpu().numpy(), judges.sound.features(spectrum).cpu().numpy()
+        out.picture.append(own[0] if tools.video is None else features_of([frames], tools.video.extract))
+        out.sound.append(own[1] if tools.audio is None else features_of([audio], tools.audio.extract))
     if tools.timing is not None and sample.label in event_classes(tools.classes):
         out.events.append(sample.label)
         out.seen.append(tools.timing.seen(frames))

@@ -1,15 +1,10 @@
 """VGGish (Hershey et al. 2017, arXiv 1609.09430), the network of FAD (Kilgour et al. 2019), for its published weights.
 
 The parameters are named as in the PyTorch file ``vggish-10086976.pth`` (release v0.1 of harritaylor/torchvggish, made
-from AudioSet's checkpoint), which is read as weights alone.
+from AudioSet's checkpoint).
 """
 
-import pickle
-from pathlib import Path
-
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers.audio_utils import mel_filter_bank
 
@@ -42,35 +37,6 @@ class VGGish(nn.Module):
         bank = mel_filter_bank(FFT // 2 + 1, BINS, LOW, HIGH, RATE, mel_scale="htk", triangularize_in_mel_space=True)
         self.register_buffer("filters", torch.from_numpy(bank).float(), persistent=False)  # (FFT / 2 + 1, BINS)
         self.register_buffer("window", torch.hann_window(WINDOW), persistent=False)
-
-    @classmethod
-    def load(cls, path: Path) -> "VGGish":
-        """The network with the weights of a .pth, .pt or .safetensors file.
-
-        Raises:
-            ValueError: where the file cannot be read as weights alone, or naming the first key that does not fit.
-        """
-        try:
-            if path.suffix == ".safetensors":
-                state = load_file(path)
-            else:
-                state = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, SafetensorError, RuntimeError, EOFError, KeyError) as error:
-            raise ValueError(f"feature network {path} is neither a TorchScript archive nor weights alone") from error
-        with torch.device("meta"):
-            wanted = cls().state_dict()
-        if not isinstance(state, dict):
-            raise ValueError(f"feature network {path} holds no table of tensors: expected the weights of VGGish")
-        for name in sorted(wanted.keys() ^ state.keys()):
-            kind = "missing" if name in wanted else "unknown"
-            raise ValueError(f"feature network {path} does not fit VGGish: {name!r} is {kind}")
-        for name, value in wanted.items():
-            if state[name].shape != value.shape:
-                sizes = f"{tuple(state[name].shape)}, not {tuple(value.shape)}"
-                raise ValueError(f"feature network {path} does not fit VGGish: {name!r} is {sizes}")
-        network = cls()
-        network.load_state_dict(state)
-        return network.eval()
 
     def examples(self, audio: Tensor) -> Tensor:
         """Sounds (B, samples) to log-mel examples (B, examples, 96, 64), half a second apart.

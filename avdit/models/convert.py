@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from avdit.models.dit import SIZES, DiT
-from avdit.models.published import load_checked, locate
+from avdit.models.published import fill, load_checked, locate
 
 # Ours (as published) and diffusers' names, outside the blocks and in each of them.
 _OUTER = {
@@ -183,16 +183,7 @@ def dit_from_state(state: Mapping[str, Tensor], num_heads: int | None = None) ->
 
 def _fill(dit: DiT, state: Mapping[str, Tensor]) -> DiT:
     """Load ``state`` into ``dit``; positions may be absent, since they are fixed."""
-    own = dit.state_dict()
-    state = {"pos_embed": own["pos_embed"], **state}
-    for name in sorted(own.keys() ^ state.keys()):
-        raise ValueError(f"DiT weights do not fit: {name!r} is {'missing' if name in own else 'unknown'}")
-    for name, value in own.items():
-        if value.shape != state[name].shape:
-            raise ValueError(
-                f"DiT weights do not fit: {name!r} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
-            )
-    dit.load_state_dict(state)
+    fill(dit, {"pos_embed": dit.pos_embed, **state}, "DiT weights do not fit")
     return dit.eval()
 
 

@@ -4,7 +4,7 @@ import json
 import logging
 import pickle
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from typing import Any
 from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HTTPError
 from safetensors import SafetensorError
+from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w-][\w.-]*")
@@ -157,6 +158,21 @@ def load_checked(kind: type, folder: Path) -> Any:
     for key, found, wanted in sorted(info["mismatched_keys"]):
         raise ValueError(f"{folder} does not fit {kind.__name__}: {key!r} is {tuple(found)}, not {tuple(wanted)}")
     return model.eval()
+
+
+def fill(model: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load ``state`` into ``model``, all of it and nothing else.
+
+    Raises:
+        ValueError: beginning with ``what`` and naming the first key that is missing, unknown or of another shape.
+    """
+    own = model.state_dict()
+    for name in sorted(own.keys() ^ state.keys()):
+        raise ValueError(f"{what}: {name!r} is {'missing' if name in own else 'unknown'}")
+    for name, value in own.items():
+        if value.shape != state[name].shape:
+            raise ValueError(f"{what}: {name!r} is {tuple(state[name].shape)}, not {tuple(value.shape)}")
+    model.load_state_dict(state)
 
 
 @contextmanager
