@@ -23,6 +23,7 @@ from avdit.models.dit import Attention, DiTBlock, Mlp
 KNOWN = 64  # modulations of (timesteps, classes) that are kept: a stream comes back to the same few
 LARGEST = 100_000_000  # parameters of a model that is folded: the folded weights stand in memory beside the others
 ROWS = 1024  # of the inputs that oneDNN is told of when it chooses a layout: tokens of a clip's picture
+_ONEDNN = torch.ops.mkldnn
 Layer = Callable[[Tensor], Tensor]
 Modulations = list[tuple[Tensor, ...]]  # of each block, and last of the final layer
 
@@ -81,7 +82,7 @@ class FoldedAVDiT:
         A step of sampling has one timestep or, where something is given, two: each is computed once.
         """
         times, places = torch.unique(torch.cat([t_video, t_audio], 1), return_inverse=True)
-        key = *times.tolist(), *class_labels.tolist()
+        key = tuple(times.tolist()), tuple(class_labels.tolist())
         if key not in self.known_modulations:
             c = self.model.backbone.t_embedder(times) + self.model.class_embedder(class_labels).unsqueeze(1)
             c = c.to(self.dtype)  # (B, times, D)
@@ -252,10 +253,10 @@ def scaled(weight: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:
 def linear(weight: Tensor, bias: Tensor, dtype: torch.dtype, gelu: bool = False) -> Layer:
     """A linear layer in ``dtype``, with a tanh-approximated GELU behind it or not."""
     weight, bias = weight.to(dtype), bias.to(dtype)
-    if dtype is torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if dtype is torch.bfloat16 and torch.backends.mkldnn.is_available() and _ONEDNN._is_mkldnn_bf16_supported():
         after = ("gelu", [], "tanh") if gelu else ("none", [], "")
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, *after)
+        packed = _ONEDNN._reorder_linear_weight(weight, ROWS)
+        return lambda x: _ONEDNN._linear_pointwise(x, packed, bias, *after)
     if gelu:
         return lambda x: F.gelu(F.linear(x, weight, bias), approximate="tanh")
     return lambda x: F.linear(x, weight, bias)
