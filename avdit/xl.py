@@ -23,7 +23,7 @@ from avdit.models.audio_codec import AudioCodec
 from avdit.models.avdit import AVDiT
 from avdit.models.convert import load_dit
 from avdit.models.dit import DiT
-from avdit.models.published import load_checked, locate
+from avdit.models.published import load_checked, locate, quiet
 from avdit.models.schedule import xl_scheduler
 from avdit.models.video_codec import VideoCodec
 from avdit.pipeline import AVDiTPipeline
@@ -159,7 +159,9 @@ def assemble(
     scheduler: DDIMScheduler = xl_scheduler()
     codecs = VideoCodec.from_vae(vae), AudioCodec.from_parts(audio_vae, vocoder)
     pack = next((name for name, known in CLASS_SETS.items() if known == list(classes)), "own")
-    pipe = AVDiTPipeline(model, *codecs, scheduler, classes=list(classes), pack=pack).to(dtype)
+    pipe = AVDiTPipeline(model, *codecs, scheduler, classes=list(classes), pack=pack)
+    with quiet():  # diffusers warns of parts that should stay in 32-bit floats and names none
+        pipe.to(dtype)
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:

@@ -22,7 +22,7 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write one shard whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")
-    save_file(tensors, part)
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)  # codecs work channels last
     os.replace(part, path)
 
 

@@ -26,6 +26,7 @@ from avdit.data.scenes import ALL_CLASSES
 from avdit.geometry import ClipGeometry
 from avdit.models.avdit import AVDiT
 from avdit.models.dit import DiT
+from avdit.models.published import quiet
 from avdit.models.schedule import xs_scheduler
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
@@ -186,6 +187,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer.run()
     if trainer.accelerator.is_main_process:
         pipe = AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, data.classes, config["pack"])
-        pipe.to(torch.bfloat16).save_pretrained(Path(out) / "pipeline", max_shard_size="5GB")
+        with quiet():  # diffusers warns of parts that should stay in 32-bit floats and names none
+            pipe.to(torch.bfloat16)
+        pipe.save_pretrained(Path(out) / "pipeline", max_shard_size="5GB")
         Pack(data.classes, model.adapter_state_dict()).save(Path(out) / "pack")
     return None
