@@ -13,7 +13,7 @@ from avdit.media import ensure_ffmpeg
 from avdit.models.avdit import AVDiT
 from avdit.pipeline import AVDiTPipeline
 
-STAGES = ("codecs", "backbone", "adapters", "turbo", "judges")
+STAGES = ("codecs", "vocoder", "backbone", "adapters", "turbo", "judges")
 
 
 class Parser(argparse.ArgumentParser):

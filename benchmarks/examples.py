@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from avdit.generate import DEFAULT_CHECKPOINT, Request, Result, generate, load_pipeline
 from avdit.machine import fast_dtype, fast_precision
-from avdit.models.audio_codec import LogMel
+from avdit.models.mel import LogMel
 
 TILE, STRIP = 112, 40  # pixels of a frame's side and of the spectrogram's height
 SHOWN = 8  # frames of a clip

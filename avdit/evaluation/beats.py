@@ -16,7 +16,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from avdit.geometry import ClipGeometry
-from avdit.models.audio_codec import LogMel
+from avdit.models.mel import LogMel
 
 SIZE = 32  # pixels a side at which the picture is looked at
 SHORTEST, LONGEST = 0.4, 0.85  # seconds of a beat: 150 to 70 a minute

@@ -12,6 +12,7 @@ from avdit.data.scenes import Clip
 from avdit.evaluation.sync import sound_onset
 from avdit.geometry import ClipGeometry
 from avdit.models.features import ImageFeatures, feature_distance
+from avdit.models.vocoder import GriffinLim
 from avdit.pipeline import AVDiTPipeline
 from avdit.streaming import FADE_SECONDS, OVERLAP, continued
 
@@ -76,11 +77,12 @@ def evaluate_codecs(
         still but for noise of one grey level in 255, as a multiple of that noise), ``encode_ms`` and ``decode_ms`` of
         a clip. ``audio``: ``mel_l1`` (natural log), ``onset_shift_ms`` (median of the absolute shift of the strongest
         onset through VAE and vocoder), ``stft_vocoder`` and ``stft`` (distance of sounds from the vocoder, which is
-        named, of their true spectrogram, and from VAE and vocoder), :func:`joint_step`, and ``decode_ms``.
+        named, of their true spectrogram, and from VAE and vocoder), ``stft_griffin_lim`` (as ``stft_vocoder``, with
+        Griffin-Lim in the vocoder's place), :func:`joint_step`, and ``decode_ms``.
     """
     video, audio, rate = pipe.video_codec, pipe.audio_codec, pipe.geometry.sampling_rate
     device, dtype = video.device, video.dtype
-    network = ImageFeatures().to(device)
+    network, plain = ImageFeatures().to(device), GriffinLim(audio.log_mel)
 
     def picture(clip: Clip) -> Tensor:
         return clip.frames.permute(0, 3, 1, 2).unsqueeze(0).to(device, dtype) * 2 - 1
@@ -92,14 +94,15 @@ def evaluate_codecs(
         with precision:
             return audio.decode(audio.encode(sound.to(device, dtype))).float().cpu()
 
-    psnr, seen, mel_errors, shifts, vocoded, heard = [], [], [], [], [], []
+    psnr, seen, mel_errors, shifts, vocoded, unaided, heard = [], [], [], [], [], [], []
     for clip in clips:
         frames, sound = picture(clip), clip.audio[None].to(device, dtype)
         with precision:
             frames_out = video.decode(video.encode(frames))
             mel = audio.mel(sound)
             mel_out = audio.reconstruct(audio.posterior(mel).mode())
-            from_mel = audio.synthesise(mel.squeeze(1).float() * audio.config.mel_std + audio.config.mel_mean)
+            log_mel = mel.squeeze(1).float() * audio.config.mel_std + audio.config.mel_mean
+            from_mel, by_griffin_lim = audio.synthesise(log_mel), plain(log_mel)
         frames_out = frames_out.float()
         psnr.append(float(-10 * torch.log10(((frames_out - frames.float()) / 2).square().mean())))
         seen.append(float(feature_distance(features(frames), features(frames_out)).mean()))
@@ -107,6 +110,7 @@ def evaluate_codecs(
         sound_out = rebuilt(clip.audio[None])[0]
         shifts.append(abs(sound_onset(sound_out.numpy(), rate) - sound_onset(clip.audio.cpu().numpy(), rate)))
         vocoded.append(spectral_distance(clip.audio, from_mel[0].float().cpu()))
+        unaided.append(spectral_distance(clip.audio, by_griffin_lim[0].float().cpu()))
         heard.append(spectral_distance(clip.audio, sound_out))
 
     still = picture(clips[0])[:, :1].repeat(1, pipe.geometry.frames, 1, 1, 1)
@@ -134,6 +138,7 @@ def evaluate_codecs(
             "mel_l1": round(float(np.mean(mel_errors)), 3),
             "onset_shift_ms": round(1000 * float(np.median(shifts)), 1),
             "stft_vocoder": round(float(np.mean(vocoded)), 3),
+            "stft_griffin_lim": round(float(np.mean(unaided)), 3),
             "stft": round(float(np.mean(heard)), 3),
             **joint_step(pipe.geometry, rebuilt),
             "decode_ms": times["sound"]["median_ms"],

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from avdit.evaluation.beats import Beats, PictureBeat, SoundBeat
 from avdit.evaluation.frechet import resized
 from avdit.geometry import ClipGeometry
-from avdit.models.audio_codec import LogMel
 from avdit.models.features import ImageFeatures
+from avdit.models.mel import LogMel
 
 SIZE = 128  # pixels a side at which the picture is looked at
 LEVELS = (2, 4, 10)  # blocks of EfficientNet-Lite0, strides 4, 8 and 16

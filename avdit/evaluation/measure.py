@@ -15,7 +15,7 @@ from avdit.evaluation.judge import STATISTICS, Judges
 from avdit.evaluation.sync import EVENT_CLASSES, Timing
 from avdit.evaluation.tasks import Sample
 from avdit.geometry import ClipGeometry
-from avdit.models.audio_codec import LogMel
+from avdit.models.mel import LogMel
 
 THUMBNAIL = 16  # pixels a side
 THUMBNAIL_FRAMES = 4

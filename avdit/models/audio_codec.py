@@ -1,18 +1,16 @@
 """Sound to latents and back: log-mel spectrogram, its VAE, and a vocoder."""
 
-from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from diffusers import AutoencoderKL, ModelMixin  # noqa: F401  diffusers looks for a component's loader here
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor, nn
-from transformers import SpeechT5HifiGan, SpeechT5HifiGanConfig
-from transformers.audio_utils import mel_filter_bank
+from torch import Tensor
+from transformers import SpeechT5HifiGan
 
 from avdit.models.codec import LatentCodec
+from avdit.models.mel import LogMel
+from avdit.models.vocoder import build_vocoder
 
 SMALL_VAE: dict[str, Any] = {
     "in_channels": 4,
@@ -29,73 +27,6 @@ SMALL_VAE: dict[str, Any] = {
 }
 
 
-class LogMel(nn.Module):
-    """Natural-log mel spectrogram as AudioLDM computes it: 1,024-point Hann window, Slaney filters.
-
-    It moves with its model from device to device but stays in 32-bit floats whatever the model's weights are cast to:
-    there are no transforms of bfloat16 on a CPU, and quiet sounds would drown in its rounding.
-    """
-
-    def __init__(self, sampling_rate: int, hop_length: int, mel_bins: int, n_fft: int = 1024) -> None:
-        super().__init__()
-        self.hop_length, self.n_fft = hop_length, n_fft
-        bank = mel_filter_bank(
-            n_fft // 2 + 1, mel_bins, 0.0, sampling_rate / 2, sampling_rate, norm="slaney", mel_scale="slaney"
-        )
-        filters = torch.from_numpy(bank.T).float()
-        self.register_buffer("filters", filters, persistent=False)
-        # Where a model is loaded in half precision, that is the type of what is made without naming one.
-        self.register_buffer("window", torch.hann_window(n_fft, dtype=torch.float32), persistent=False)
-        self.register_buffer("inverse", torch.linalg.pinv(filters), persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "LogMel":
-        return super()._apply(lambda tensor: tensor.to(fn(tensor).device), recurse)
-
-    def forward(self, audio: Tensor) -> Tensor:
-        """Audio (B, samples) to (B, samples / hop, mel_bins)."""
-        pad = (self.n_fft - self.hop_length) // 2
-        audio = F.pad(audio.unsqueeze(1), (pad, self.n_fft - self.hop_length - pad), mode="reflect").squeeze(1)
-        spectrum = torch.stft(
-            audio, self.n_fft, self.hop_length, window=self.window, center=False, return_complex=True
-        ).abs()
-        return torch.log((self.filters @ spectrum).clamp(min=1e-5)).transpose(1, 2)
-
-    def magnitude(self, log_mel: Tensor) -> Tensor:
-        """Least-squares magnitude spectrum (B, n_fft / 2 + 1, T) of log-mel frames (B, T, mel_bins)."""
-        return (self.inverse @ log_mel.exp().transpose(1, 2)).clamp(min=0)
-
-
-class GriffinLim(nn.Module):
-    """Vocoder without weights: phases found by fast Griffin-Lim iterations (Perraudin et al. 2013).
-
-    The starting phases are drawn from a fixed seed, so that a spectrogram always sounds the same.
-    """
-
-    def __init__(self, log_mel: LogMel, iterations: int = 32, momentum: float = 0.99) -> None:
-        super().__init__()
-        self.log_mel, self.iterations, self.momentum = log_mel, iterations, momentum
-
-    def forward(self, log_mel: Tensor) -> Tensor:
-        """Log-mel (B, T, mel_bins) to audio (B, T x hop)."""
-        mel, samples = self.log_mel, log_mel.shape[1] * self.log_mel.hop_length
-        # One frame more at each end, so that every sample lies under several windows.
-        magnitude = F.pad(mel.magnitude(log_mel.float()), (4, 4), mode="replicate")
-        length = (magnitude.shape[-1] - 1) * mel.hop_length
-        transform = {"n_fft": mel.n_fft, "hop_length": mel.hop_length, "window": mel.window}
-        draw = torch.rand(magnitude.shape[1:], generator=torch.Generator().manual_seed(0)).to(magnitude.device)
-        phases = torch.polar(torch.ones_like(draw), 2 * torch.pi * draw).expand(magnitude.shape)
-        previous = torch.zeros_like(phases)
-        for _ in range(self.iterations):
-            audio = torch.istft(magnitude * phases, **transform, length=length)
-            rebuilt = torch.stft(audio, **transform, return_complex=True)
-            phases = rebuilt + self.momentum * (rebuilt - previous)
-            phases = phases / phases.abs().clamp(min=1e-12)
-            previous = rebuilt
-        audio = torch.istft(magnitude * phases, **transform, length=length)
-        start = 4 * mel.hop_length - mel.hop_length // 2  # a mel frame is centred half a hop into its samples
-        return audio[:, start : start + samples]
-
-
 class AudioCodec(LatentCodec):
     """Waveform autoencoder: log-mel (time, frequency) → VAE ×4 → log-mel → vocoder.
 
@@ -106,7 +37,7 @@ class AudioCodec(LatentCodec):
         latent_std: Their scale, likewise.
         mel_mean: Taken off the log-mel before the VAE (AudioLDM: 0).
         mel_std: Divides it (AudioLDM: 1).
-        vocoder: Configuration of a ``SpeechT5HifiGan``, or None for Griffin-Lim.
+        vocoder: What :func:`build_vocoder` takes: ours, a published HiFi-GAN's configuration, or None for Griffin-Lim.
     """
 
     @register_to_config
@@ -126,10 +57,7 @@ class AudioCodec(LatentCodec):
         super().__init__()
         self.build(vae or SMALL_VAE)
         self.log_mel = LogMel(sampling_rate, hop_length, mel_bins)
-        if vocoder is None:
-            self.synthesiser: nn.Module = GriffinLim(self.log_mel)
-        else:
-            self.synthesiser = SpeechT5HifiGan(SpeechT5HifiGanConfig(**vocoder))
+        self.synthesiser = build_vocoder(vocoder, self.log_mel)
 
     @classmethod
     def from_parts(cls, vae: AutoencoderKL, vocoder: SpeechT5HifiGan) -> "AudioCodec":
@@ -168,6 +96,6 @@ class AudioCodec(LatentCodec):
 
     def synthesise(self, log_mel: Tensor) -> Tensor:
         """Log-mel (B, T, mel_bins) to audio (B, samples) in [-1, 1]."""
-        audio = self.synthesiser(log_mel if isinstance(self.synthesiser, GriffinLim) else log_mel.to(self.dtype))
+        audio = self.synthesiser(log_mel.to(self.dtype) if isinstance(self.synthesiser, SpeechT5HifiGan) else log_mel)
         samples = log_mel.shape[1] * self.config.hop_length  # published vocoders make a few samples more
         return audio.float().reshape(len(log_mel), -1)[:, :samples].clamp(-1, 1)

@@ -23,7 +23,7 @@ from avdit.data.scenes.music import play
 from avdit.evaluation.beats import SIZE, PictureBeat, SoundBeat, apart, small_frames, true_phase
 from avdit.evaluation.judge import MOVING, STATISTICS, FrameStatistics, PictureJudge, SoundJudge
 from avdit.geometry import ClipGeometry
-from avdit.models.audio_codec import LogMel
+from avdit.models.mel import LogMel
 from avdit.training.data import my_share
 from avdit.training.trainer import Trainer, trainer_config
 
