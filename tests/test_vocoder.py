@@ -64,9 +64,9 @@ def test_training_lowers_the_loss_and_saves_a_codec_that_sounds(tmp_path):
     assert cost["parameters"]["trainable"] > 0 and not out.exists()
 
     vocoder.run(config, out)
-    rows = [json.loads(line) for line in (out / "training" / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "vocoder" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["loss"] < rows[0]["loss"]
-    assert (out / "training" / "samples-000060.png").is_file()
+    assert (out / "vocoder" / "samples-000060.png").is_file()
     codec = AudioCodec.from_pretrained(out / "audio_codec").eval()
     for name, value in plain.autoencoder.state_dict().items():  # what was trained on its latents stays right
         torch.testing.assert_close(codec.autoencoder.state_dict()[name], value.bfloat16().float(), atol=0, rtol=0)

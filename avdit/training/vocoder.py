@@ -1,9 +1,10 @@
 """The vocoder of the audio codec, on the sound of the rendered clips.
 
-python -m avdit train vocoder --out runs/vocoder                   # this machine
-accelerate launch -m avdit train vocoder --out runs/vocoder        # as accelerate is configured
+python -m avdit train vocoder --out runs/codecs                    # this machine
+accelerate launch -m avdit train vocoder --out runs/codecs         # as accelerate is configured
 
-The codec's VAE and the statistics of its latents stay as they are, so that what was trained on them stays right.
+With the folder of the codecs as ``--out``, their rendered clips serve again and the audio codec there gets the vocoder.
+Its VAE and the statistics of its latents stay as they are, so that what was trained on them stays right.
 """
 
 from pathlib import Path
@@ -132,7 +133,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         picture = codec.log_mel.spectrum(torch.cat([audio, sound])).abs().clamp(min=1e-3).log() / 12 + 0.6
         save_png(image_grid(picture.flip(1).clamp(0, 1).unsqueeze(1).expand(-1, 3, -1, -1), 9), path)
 
-    trainer = Trainer(vocoder.network, loss, settings, out / "training", sheet)
+    trainer = Trainer(vocoder.network, loss, settings, out / "vocoder", sheet)
     codec.to(trainer.accelerator.device, memory_format=torch.channels_last)
     noise = vocoder.noise(16 * config["crop"])
     if dry_run:
