@@ -71,9 +71,8 @@ def spectrum_loss(vocoder: SpectralVocoder, told: tuple[Tensor, Tensor], wanted:
     median, spread = told
     error = (median - wanted.clamp(min=LEAST).log()).abs()
     likelihood = (error.detach() / spread + spread.log()).mean()
-    convergence = (
-        (median.exp() - wanted).square().sum((1, 2)).sqrt() / (wanted.square().sum((1, 2)).sqrt() + 1)
-    ).mean()
+    size = torch.linalg.vector_norm(wanted, dim=(1, 2)) + 1  # silence has none to be measured by
+    convergence = (torch.linalg.vector_norm(median.exp() - wanted, dim=(1, 2)) / size).mean()
     mel = vocoder.log_mel.of_magnitude(vocoder.alive(median, spread.detach(), noise))
     mel_error = (mel - vocoder.log_mel.of_magnitude(wanted)).abs().mean()
     total = error.mean() + 0.5 * convergence + 0.2 * likelihood + 0.2 * mel_error
@@ -106,8 +105,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     def mels(audio: Tensor, rebuilt: int) -> Tensor:
         """Log-mel (B, T, mel_bins) of audio (B, samples), the first ``rebuilt`` of it as the VAE gives it back."""
         with torch.no_grad(), trainer.accelerator.autocast():
-            true = codec.mel(audio)
-            mel = torch.cat([codec.reconstruct(codec.posterior(true[:rebuilt]).mode()), true[rebuilt:]])
+            mel = codec.mel(audio)
+            if rebuilt:
+                mel = torch.cat([codec.reconstruct(codec.posterior(mel[:rebuilt]).mode()), mel[rebuilt:]])
         return mel.squeeze(1).float() * codec.config.mel_std + codec.config.mel_mean
 
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
