@@ -56,7 +56,13 @@ def test_training_lowers_the_loss_and_saves_a_codec_that_sounds(tmp_path):
     audio = torch.stack([render_clip(name, 0).audio for name in ("underwater bubbling", "house")])
     write_shard(tmp_path / "clips" / "clips-00000000.safetensors", {"audio": audio, "label": torch.tensor([6, 15])})
     train = {"steps": 60, "batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 5, "ema_decay": 0.8}
-    config = {"codecs": str(tmp_path / "codecs"), "cache": str(tmp_path), "clips": 0, "crop": 32}
+    config = {
+        "codecs": str(tmp_path / "codecs"),
+        "cache": str(tmp_path),
+        "clips": 0,
+        "crop": 32,
+        "rebuilt": 0.0,
+    }  # its VAE has learned nothing
     config |= {"vocoder": {"width": 32, "depth": 1}, "train": {**train, "sample_every": 60}}
     out = tmp_path / "run"
 
