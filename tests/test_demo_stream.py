@@ -3,6 +3,7 @@
 import contextlib
 import multiprocessing
 import re
+import signal
 import threading
 import time
 
@@ -14,10 +15,11 @@ from demo_helpers import PATIENCE, open_page, press, screenshot, set_number, sta
 from gradio_client import Client
 from playwright.sync_api import expect
 
+from avdit.demo.encoder import PatientEncoder
 from avdit.demo.service import Chunk
 from avdit.demo.turns import Turns
 from avdit.generate import Request, Stopped
-from avdit.media import probe, read_audio
+from avdit.media import ensure_ffmpeg, probe, read_audio
 from avdit.streaming import OVERLAP, CleanEstimate, windows
 from benchmarks.page_stream import Fetched, choose, marked_stream, measure
 from benchmarks.page_stream import play as play_stream
@@ -68,6 +70,21 @@ def test_sound_stays_with_its_picture_and_no_joint_has_a_gap(service, local, bro
     assert joints.seconds == pytest.approx(1.2 * joints.marks, abs=1.3)  # every window is there once
     assert joints.offset_ms_most <= 40 and joints.spacing_ms <= 40
     assert joints.picture_gap_ms <= 1 and joints.sound_gap_ms <= 1
+
+
+def test_sound_of_a_piece_is_waited_for():
+    """On a busy machine the encoder's process comes late to it; the player cannot go on without."""
+    ensure_ffmpeg()
+    encoder = PatientEncoder(16000, 1)
+    try:
+        for fed in (1.2, 2.4):
+            encoder.process.send_signal(signal.SIGSTOP)
+            encoder.feed(bytes(2 * round(1.2 * 16000)))
+            threading.Timer(1, encoder.process.send_signal, [signal.SIGCONT]).start()
+            frames = encoder.take() if fed < 2 else frames + encoder.take()
+            assert 0 <= fed - len(frames) * encoder.frame_duration < 0.2
+    finally:
+        encoder.close()
 
 
 def test_closed_tab_frees_everything_at_once(service, local, browser):

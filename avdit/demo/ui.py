@@ -8,6 +8,7 @@ import gradio as gr
 
 from avdit.demo.api import add_endpoints
 from avdit.demo.controls import SAMPLES, SURPRISE, chosen, class_gallery, one_of, sample_buttons, sampler_choice
+from avdit.demo.encoder import use_patient_encoder
 from avdit.demo.examples import FOLDER, example_of
 from avdit.demo.handlers import MODES, Handlers, Mode
 from avdit.demo.links import link_html, read_link
@@ -41,6 +42,7 @@ def create_demo(service: Service) -> gr.Blocks:
     handlers = Handlers(service)
     clip = service.pipe.geometry
 
+    use_patient_encoder()
     gr.set_static_paths([FOLDER, SAMPLES])  # sent from where they lie, so that no hourly clean-up takes them
     first = example_of(service.classes[0])
     with gr.Blocks(title="AV-DiT", delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as demo:
