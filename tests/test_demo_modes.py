@@ -48,7 +48,7 @@ def test_sample_tries_a_mode_with_one_click(page, title, label, file):
 def test_mode_without_its_file_says_what_to_do(page):
     tab(page, "Sound → video")
     press(page, "Make the picture")
-    expect(page.get_by_text("Sound → video needs a sound: upload one")).to_be_visible(timeout=PATIENCE)
+    status_has(page, "Sound → video needs a sound: upload one")
 
 
 def test_file_that_is_no_video_is_refused_with_a_sentence(page, media_files):
@@ -56,6 +56,4 @@ def test_file_that_is_no_video_is_refused_with_a_sentence(page, media_files):
     page.locator("[role=tabpanel]:visible input[type=file]").first.set_input_files(media_files.text)
     expect(page.get_by_text("notes.mp4 is not a video that can be read")).to_be_visible(timeout=PATIENCE)
     press(page, "Make the sound")
-    expect(page.get_by_text("notes.mp4 is not a video, sound or picture that can be read")).to_be_visible(
-        timeout=PATIENCE
-    )
+    status_has(page, "notes.mp4 is not a video, sound or picture that can be read")

@@ -4,7 +4,9 @@ import os
 import re
 import sys
 import time
+from dataclasses import replace
 from importlib.machinery import ModuleSpec
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from urllib.parse import parse_qsl
 
@@ -18,9 +20,9 @@ from huggingface_hub import SpaceCard, SpaceCardData
 from avdit.data.scenes import ALL_CLASSES, CLASSES
 from avdit.demo.examples import FOLDER, example_of
 from avdit.demo.links import link_of, read_link
-from avdit.demo.looks import ASSETS, picture_data, status, style_sheet
+from avdit.demo.looks import ASSETS, picture_data, status, stream_line, style_sheet
 from avdit.demo.plots import synchrony_figure
-from avdit.demo.service import Finished, Service, parse_seed
+from avdit.demo.service import Chunk, Finished, Service, parse_seed
 from avdit.generate import Request
 from avdit.geometry import ClipGeometry
 from avdit.machine import usable_cores, use_bfloat16
@@ -100,7 +102,17 @@ def test_example_of_other_weights_says_so():
 def test_status_is_announced_and_escaped():
     line = status("a <b>", 3, 12, picture_data(np.zeros((4, 32, 32, 3), np.float32)))
     assert 'role="status">a &lt;b&gt;<' in line and 'value="3"' in line and "at step 3 of 12" in line
-    assert "progress" not in status("done")
+    assert "progress" not in status("done") and 'role="alert"' in status("wrong", wrong=True)
+
+
+@pytest.mark.parametrize(("steps", "advice"), [(12, True), (4, False)])
+def test_line_of_a_stream_counts_down_and_says_what_makes_a_slow_machine_faster(steps, advice):
+    chunk = Chunk(Path("x"), "thunder", steps, windows=4, seconds=4.8, speed=0.5, first_picture_s=1, ahead_s=2.4)
+    assert "2.0 windows (2.4 s) buffered" in stream_line(chunk)
+    assert "1.0 windows (1.2 s) buffered" in stream_line(chunk, 1.2)
+    assert "0.0 windows (0.0 s) buffered" in stream_line(chunk, 99)
+    assert "slower than real time" in stream_line(chunk) and ("fewer steps" in stream_line(chunk)) == advice
+    assert "slower" not in stream_line(replace(chunk, speed=1.5))
 
 
 def test_number_format_is_measured_quickly():

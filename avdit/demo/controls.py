@@ -43,11 +43,25 @@ def chosen(packs: Packs, label: str) -> tuple[str, dict[str, Any]]:
     return pack, gr.update(choices=[*packs[pack], SURPRISE], value=label)
 
 
-def sampler_choice(turbo_steps: int | None) -> gr.Dropdown:
+def sampler_choice(turbo_steps: int | None) -> gr.Radio:
     """The choice of sampler; turbo first where there are adapters for it."""
-    choices = [(f"turbo: {turbo_steps} steps, the fastest", TURBO)] if turbo_steps else []
-    choices += [(f"{name}: steps and guidance as you set them", name) for name in SAMPLERS]
-    return gr.Dropdown(choices, value=choices[0][1], label="Sampler", elem_id="sampler")
+    names = _samplers(turbo_steps)
+    return gr.Radio(names, value=names[0], label="Sampler", info=_about(turbo_steps), elem_id="sampler")
+
+
+def fitting_sampler(turbo_steps: int | None, now: str) -> dict[str, Any]:
+    """An update of that choice for the classes of another pack; ``now`` stays chosen where it can."""
+    names = _samplers(turbo_steps)
+    return gr.update(choices=names, value=now if now in names else names[0], info=_about(turbo_steps))
+
+
+def _samplers(turbo_steps: int | None) -> list[str]:
+    return [*([TURBO] if turbo_steps else []), *SAMPLERS]
+
+
+def _about(turbo_steps: int | None) -> str:
+    others = "take steps and guidance as set below"
+    return f"turbo takes {turbo_steps} steps without guidance; the others {others}" if turbo_steps else f"all {others}"
 
 
 def samples_of(noun: str, classes: Sequence[str]) -> dict[str, Path]:

@@ -103,11 +103,6 @@ class Handlers:
         """Whether work of the visitor's is under way or waits."""
         return bool(self.service.running.get(visitor.session_hash or ""))
 
-    def stop_stream(self, visitor: gr.Request) -> None:
-        """End the visitor's stream; a clip that is being made goes on."""
-        if visitor.session_hash in self.service.live:
-            self.stop(visitor)
-
     def change(
         self,
         visitor: gr.Request,

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from PIL import Image
 from avdit.demo.service import Chunk
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
-STRIP_HEIGHT = 160  # pixels of the preview
+STRIP_HEIGHT = 224  # pixels of the preview
+AXIS = 0.07, 0.98  # where the plot's time axis begins and ends, as parts of its width
 
 INTRO = """# AV-DiT
 A short video **and its sound**, made together by one diffusion transformer that learned from images only;
@@ -68,7 +70,7 @@ def thumbnail(label: str) -> Path | None:
 
 def style_sheet(classes: Sequence[str]) -> str:
     """assets/style.css, and a picture on the choice of each class that has one in assets/classes."""
-    rules = [(ASSETS / "style.css").read_text()]
+    rules = [f":root {{ --axis-left: {AXIS[0]}; --axis-right: {AXIS[1]}; }}", (ASSETS / "style.css").read_text()]
     for label in classes:
         if picture := thumbnail(label):
             data = base64.b64encode(picture.read_bytes()).decode()
@@ -88,24 +90,48 @@ def picture_data(frames: np.ndarray) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
-def status(text: str, step: int = 0, steps: int = 0, preview: str | None = None) -> str:
-    """A line that screen readers announce; while steps are done, with a bar and a look at the picture."""
+def status(text: str, step: int = 0, steps: int = 0, preview: str | None = None, wrong: bool = False) -> str:
+    """A line that screen readers announce; while there is work, with a bar, and with a look at the picture if any."""
     parts = []
     if preview:
         parts.append(f'<img src="{preview}" alt="What the picture is becoming, at step {step} of {steps}">')
     if steps:
-        parts.append(f'<progress max="{steps}" value="{step}" aria-label="Steps done"></progress>')
-    parts.append(f'<p role="status">{html.escape(text)}</p>')
+        done = f' value="{step}"' if step else ""  # without it the bar tells that something is under way
+        parts.append(f'<progress max="{steps}"{done} aria-label="Steps done"></progress>')
+    parts.append(f'<p role="{"alert" if wrong else "status"}">{html.escape(text)}</p>')
     return "".join(parts)
 
 
-def stream_line(chunk: Chunk) -> str:
-    """How a stream does, in one line."""
+# What the page does in the browser, at the click: it answers at once, and a clip that plays gives way to the work.
+ASKED = f"""() => {{
+  document.querySelectorAll('#stage video').forEach(video => video.pause());
+  return {json.dumps(status("asking for a place in the queue", 0, 1))};
+}}"""
+# Of a request that failed, the line that its work left; where it never began, there is none.
+NOT_BEGUN = f"""line => line.includes('role="alert"') ? line : {
+    json.dumps(status("The page is busy or out of reach: try again in a minute", wrong=True))
+}"""
+
+
+def script() -> str:
+    """What runs in the browser as long as the page is open."""
+    return (ASSETS / "page.js").read_text()
+
+
+def stream_line(chunk: Chunk, since: float = 0.0) -> str:
+    """How a stream does, in one line, ``since`` seconds after its last piece."""
+    ahead = max(0.0, chunk.ahead_s - since)
+    windows = chunk.windows * ahead / chunk.seconds
     line = (
-        f"{chunk.class_label}: {chunk.windows} windows made, {chunk.seconds:.1f} s · {chunk.speed:.2f} × real time · "
-        f"first picture after {chunk.first_picture_s:.1f} s · {chunk.ahead_s:.1f} s buffered"
+        f"{chunk.class_label} · {chunk.speed:.2f} × real time · {windows:.1f} windows ({ahead:.1f} s) buffered · "
+        f"first picture after {chunk.first_picture_s:.1f} s · {_count(chunk.windows, 'window')} made, "
+        f"{chunk.seconds:.1f} s"
     )
     if chunk.speed < 1:
-        line += " · slower than real time here, so it pauses between pieces"
-        line += "; fewer steps make it faster" if chunk.steps > 2 else ""
+        line += " · slower than real time here: each piece is made, then played"
+        line += "; turbo or fewer steps make it faster" if chunk.steps > 4 else ""
     return line
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")

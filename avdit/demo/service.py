@@ -79,7 +79,7 @@ class Chunk:
     seconds: float  # of clip made so far
     speed: float  # seconds of clip a second of work, over the last windows
     first_picture_s: float  # from the click to the first window
-    ahead_s: float  # of clip that are made and not yet due, when played from the first picture on
+    ahead_s: float  # of clip that are made and not yet played, by one who plays each piece as soon as it is there
 
 
 Report = Progress | Finished | Chunk
@@ -220,7 +220,7 @@ class Service:
         with _storing():
             folder = Path(tempfile.mkdtemp(dir=self.folder))
         begun = mark = time.monotonic()
-        shown = first = 0.0
+        first = dry = 0.0  # seconds to the first picture; when all that is made will have been played
         made = number = 0
         pace: deque[tuple[float, float]] = deque(maxlen=4)  # (seconds of clip, of work)
         pending: list[tuple[np.ndarray, np.ndarray]] = []
@@ -247,17 +247,17 @@ class Service:
                 # A slow machine cannot fill every moment: it then plays longer pieces, with fewer pauses.
                 if number == 1 or len(pending) >= min(LONGEST_CHUNK, int(np.ceil(1 / speed))):
                     path = folder / f"{number:06}.mp4"
+                    length = sum(len(part) for part, _ in pending) / clip.fps
                     joined = (np.concatenate(parts) for parts in zip(*pending, strict=True))
                     with _storing():
                         write_clip(path, *joined, fps=clip.fps, sampling_rate=clip.sampling_rate, exact=True)
                     pending.clear()
                     now = time.monotonic()
-                    shown, first = shown or now, first or now - begun
-                    ahead = max(0.0, seconds - (now - shown))
-                    put(Chunk(path, latest.class_label, latest.steps, number, seconds, speed, first, ahead))
+                    first, dry = first or now - begun, max(dry, now) + length
+                    put(Chunk(path, latest.class_label, latest.steps, number, seconds, speed, first, dry - now))
                 if seconds >= STREAM_SECONDS:
                     return
-                while shown and seconds - (time.monotonic() - shown) > AHEAD_SECONDS:
+                while dry - time.monotonic() > AHEAD_SECONDS:
                     if stop.wait(0.1):
                         return
                 mark = time.monotonic()

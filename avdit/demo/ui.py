@@ -1,5 +1,6 @@
 """The page: its layout, and which handler each control calls."""
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -7,14 +8,23 @@ from typing import Any
 import gradio as gr
 
 from avdit.demo.api import add_endpoints
-from avdit.demo.controls import SAMPLES, SURPRISE, chosen, class_gallery, one_of, sample_buttons, sampler_choice
+from avdit.demo.controls import (
+    SAMPLES,
+    SURPRISE,
+    chosen,
+    class_gallery,
+    fitting_sampler,
+    one_of,
+    sample_buttons,
+    sampler_choice,
+)
 from avdit.demo.encoder import use_patient_encoder
 from avdit.demo.examples import FOLDER, example_of
 from avdit.demo.handlers import MODES, Handlers, Mode
 from avdit.demo.links import link_html, read_link
-from avdit.demo.looks import INTRO, picture_data, status, stream_line
-from avdit.demo.service import KEPT_SECONDS, Finished, Progress, Service
-from avdit.generate import TURBO, Result
+from avdit.demo.looks import ASKED, INTRO, NOT_BEGUN, picture_data, script, status, stream_line
+from avdit.demo.service import KEPT_SECONDS, STREAM_SECONDS, Finished, Progress, Service
+from avdit.generate import TURBO, Result, recipe_of
 from avdit.pipeline import SAMPLERS
 
 QUEUE_LENGTH = 20
@@ -58,7 +68,7 @@ def create_demo(service: Service) -> gr.Blocks:
                             starts[name], samples[name] = _tab(name, mode, clip.seconds, handlers)
                 with gr.Accordion("Settings", open=True, elem_id="settings"):
                     sampler = sampler_choice(service.pipe.turbo_steps(service.classes[0]))
-                    with gr.Row():
+                    with gr.Row(elem_id="fine"):
                         steps = gr.Slider(1, 100, value=12, step=1, label="Steps")
                         guidance = gr.Slider(1, 10, value=2, step=0.5, label="Picture guidance")
                         audio_guidance = gr.Slider(1, 10, value=2, step=0.5, label="Sound guidance")
@@ -67,16 +77,18 @@ def create_demo(service: Service) -> gr.Blocks:
                         seed = gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed")
                         randomize = gr.Checkbox(True, label="Randomize", info="draw a new seed for each clip")
             with gr.Column():
-                player = gr.Video(
-                    first and str(first.video), label="Clip", elem_id="clip", interactive=False, buttons=[]
-                )
-                live = gr.Video(
-                    label="Stream", autoplay=True, streaming=True, elem_id="live", interactive=False, visible=False
-                )
-                look = gr.HTML(status(""), elem_id="status", show_label=False)
-                with gr.Row(elem_classes="together"):
-                    stop = gr.Button("Stop", variant="stop", elem_id="stop", size="md")
-                    watch = gr.Button("Play an example", elem_id="watch", size="md", visible=first is not None)
+                with gr.Column(elem_id="stage"):
+                    screen = {"interactive": False, "show_label": False, "buttons": []}
+                    player = gr.Video(first and str(first.video), label="Clip", elem_id="clip", loop=True, **screen)
+                    live = gr.Video(
+                        label="Stream", elem_id="live", autoplay=True, streaming=True, visible=False, **screen
+                    )
+                    with gr.Row(elem_id="bar"):  # while there is work Stop is seen in it, otherwise the other one
+                        look = gr.HTML(status(""), elem_id="status", show_label=False)
+                        stop = gr.Button("Stop", variant="stop", elem_id="stop", size="md", min_width=0)
+                        watch = gr.Button(
+                            "Play an example", elem_id="watch", size="md", min_width=0, visible=first is not None
+                        )
                 plot = gr.Plot(label="Spectrogram, motion and onsets", show_label=False, elem_id="plot", visible=False)
                 with gr.Row(elem_classes="together"):
                     mp4 = gr.DownloadButton("Clip (MP4)", interactive=False, elem_id="mp4", size="md")
@@ -102,7 +114,7 @@ def create_demo(service: Service) -> gr.Blocks:
         leave_turbo = f"name => name === '{TURBO}' ? '{next(iter(SAMPLERS))}' : name"
         for control in (steps, guidance, audio_guidance):
             control.input(None, sampler, sampler, js=leave_turbo, **quiet)
-        other = pack.input(lambda name: chosen(service.packs, service.packs[name][0])[1], pack, class_label, **quiet)
+        other = pack.input(_open_pack(service), [pack, sampler], [class_label, sampler], **quiet)
         for event, asked, plays in (
             (opened.then, False, False),
             (other.then, False, True),
@@ -137,25 +149,27 @@ def create_demo(service: Service) -> gr.Blocks:
                 "api_visibility": "private",
                 "concurrency_id": lane,
                 "concurrency_limit": STREAMS_AT_ONCE if lane == "stream" else CLIPS_AT_ONCE,
-                "show_progress": "minimal",
+                "show_progress": "minimal",  # its place in the page's queue
                 "show_progress_on": look,
                 "scroll_to_output": True,
             }
+            for one in (button, *samples[name]):
+                # At once, in the browser, which does one thing after the other. The plot of an example that is still
+                # on its way must not replace what begins here.
+                one.click(None, None, look, js=ASKED, cancels=examples, **quiet)
             events[name] = [button.click(**work)]
             for one, (label, file) in samples[name].items():
                 fill = one.click(
                     _try_sample(service, label, file), None, [pack, class_label, *starts[name][2:]], **quiet
                 )
                 events[name].append(fill.then(**work))
+            for event in events[name]:  # such as that the queue is full, of which the work itself knows nothing
+                event.failure(None, look, look, js=NOT_BEGUN, **quiet)
         stop.click(handlers.stop, None, None, **quiet)
         stop.click(lambda: status("stopped"), None, look, cancels=sum(events.values(), []), **quiet)
-        # Its last report must not come after the example's line; a clip that is being made goes on.
-        watch.click(None, None, None, cancels=events["stream"], **quiet)
-        for name in MODES:  # the plot of an example that is still on its way must not replace what begins here
-            for button in (starts[name][0], *samples[name]):
-                button.click(None, None, None, cancels=examples, **quiet)
         live_controls = [class_label, steps, guidance, audio_guidance, sampler]
         gr.on([control.change for control in live_controls], handlers.change, [*live_controls, pack], None, **quiet)
+        demo.load(None, None, None, js=script(), **quiet)
         demo.unload(handlers.stop)
         add_endpoints(handlers, service.classes, clip.seconds)
     return demo.queue(max_size=QUEUE_LENGTH, default_concurrency_limit=1)
@@ -192,6 +206,16 @@ def _tab(name: str, mode: Mode, seconds: float, handlers: Handlers) -> tuple[lis
     return [button, length, file, start], samples
 
 
+def _open_pack(service: Service) -> Callable:
+    """What shows the classes of a pack, and the samplers that there are for them."""
+
+    def open_pack(name: str, sampler: str) -> tuple:
+        label = service.packs[name][0]
+        return chosen(service.packs, label)[1], fitting_sampler(service.pipe.turbo_steps(label), sampler)
+
+    return open_pack
+
+
 def _try_sample(service: Service, label: str, file: Path) -> Callable:
     """What fills in a sample: its pack and class, the file, used from its start on."""
 
@@ -205,7 +229,8 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
     """What a mode's button does; yields values for the player, the stream, the status line and the rest."""
 
     def work(visitor: gr.Request, *values: object) -> Iterator[tuple]:
-        streams, preview, line, unchanged = name == "stream", None, "", gr.skip()
+        streams, preview, unchanged = name == "stream", None, gr.skip()
+        last, came = None, 0.0  # the latest piece of a stream, and when it came
         shown = [gr.update(visible=not streams), gr.update(visible=streams)]
         plot = gr.update(visible=False)  # that of the last clip says nothing of this one
         mine = True  # from the first report on
@@ -214,12 +239,16 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
             for request, report in handlers.reports(mode, visitor, *values):
                 seed = str(request.seed)
                 if isinstance(report, Progress):
-                    if report.preview is not None and not line:
+                    if report.preview is not None and last is None:
                         preview = picture_data(report.preview)
-                    waits = f"{request.class_label}: waiting for its turn"
-                    waits += f", {report.before} before it" if report.before else ""
-                    steps = f"{request.class_label}: step {report.step} of {report.steps}"
-                    bar = status(line or (steps if report.step else waits), report.step, report.steps, preview)
+                    if last is not None:
+                        text = stream_line(last, time.monotonic() - came)
+                    elif report.step:
+                        text = f"{request.class_label}: step {report.step} of {report.steps}"
+                    else:
+                        text = f"{request.class_label}: waiting for its turn"
+                        text += f", {report.before} before it" if report.before else ""
+                    bar = status(text, report.step, report.steps, preview)
                     yield *shown, bar, seed, plot, *[unchanged] * 4, mine
                 elif isinstance(report, Finished):
                     result = report.result
@@ -231,12 +260,20 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
                     # After the clip, which can be watched while it is drawn.
                     yield *[unchanged] * 4, _plot(result), *[unchanged] * 5
                 else:
-                    line, preview = stream_line(report), None
-                    yield unchanged, str(report.video), status(line), seed, *[unchanged] * 5, mine
+                    facts = [unchanged] * 4
+                    if last is None:  # the recipe of the whole stream; there is no file of it
+                        made = recipe_of(handlers.service.pipe, request)
+                        facts = [made, link_html(made, name), *[gr.update(interactive=False)] * 2]
+                    last, came, preview = report, time.monotonic(), None
+                    line = status(stream_line(report), report.steps, report.steps)
+                    yield unchanged, str(report.video), line, seed, unchanged, *facts, mine
                 shown, plot, mine = [unchanged] * 2, unchanged, unchanged
-        except gr.Error:
-            yield unchanged, unchanged, status(""), *[unchanged] * 7  # no bar that would wait for ever
+        except gr.Error as error:  # as a message that goes away, and here, where it stays
+            yield unchanged, unchanged, status(str(error.message), wrong=True), *[unchanged] * 7
             raise
+        if last is not None and last.seconds >= STREAM_SECONDS:
+            line = f"The stream ended by itself after {last.seconds / 60:.0f} minutes: start another"
+            yield unchanged, unchanged, status(line), *[unchanged] * 7
 
     return work
 
@@ -250,7 +287,6 @@ def _show_example(handlers: Handlers, asked: bool, plays: bool) -> Callable:
         # Work may have begun between the choice and this: it is not ended by an example that nobody asked for.
         if example is None or (not asked and (own or handlers.busy(visitor))):
             return (gr.skip(),) * 8
-        handlers.stop_stream(visitor)  # its player gives way
         clip = gr.update(value=str(example.video), autoplay=plays, visible=True)
         line = status(example.line(handlers.service.weights))
         link = link_html(example.recipe, "generate")
