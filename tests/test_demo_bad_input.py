@@ -17,8 +17,9 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from avdit.demo.files import keep_newest
+from avdit.demo.handlers import Handlers
 from avdit.demo.service import Finished
-from avdit.generate import Request
+from avdit.generate import Request, conditions
 from avdit.media import ensure_ffmpeg, probe
 
 QUICK = {"class_label": "thunder", "steps": 1, "seed": "1"}
@@ -88,6 +89,49 @@ def test_files_that_cannot_be_used_are_named(client, odd, field, name, message):
     with pytest.raises(AppError, match=message) as error:
         client.predict(**QUICK, **{field: handle_file(odd / name)}, api_name=ENDPOINTS[field])
     assert "/" not in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("noun", "name", "start", "said"),
+    [
+        ("video", "three-hours.mp4", 7200, "Used: 7200.0 s to 7201.6 s of the 10800.0 s of three-hours.mp4."),
+        ("video", "half.mp4", 0, "half.mp4 is 0.8 s long, and 1.6 s from the start on are needed."),
+        ("video", "three-hours.mp4", 10_801, "choose an earlier start."),
+        ("video", "three-hours.mp4", -1, "Choose a start of 0 s or more."),
+        ("video", "three-hours.mp4", float("nan"), "Choose a start of 0 s or more."),
+        ("video", "sound.mp4", 0, "sound.mp4 has no picture: choose another file."),
+        ("sound", "click.wav", 0, "of click.wav, then silence."),
+        ("sound", "dot.png", 0, "dot.png has no sound: choose another file."),
+        ("picture", "8k.png", 0, "The middle of 8k.png, scaled to 256 × 256, becomes the first frame."),
+        ("picture", "film.png", 0, "film.png is not a picture that can be read: choose another file."),
+    ],
+)
+def test_part_that_is_used_is_said_before_anything_is_made(service, odd, noun, name, start, said):
+    assert Handlers(service).used_part(str(odd / name), start, noun).endswith(said)
+
+
+@pytest.mark.parametrize(
+    ("noun", "name", "options"),
+    [
+        ("video", "phone.mp4", ["testsrc=size=180x320:rate=60:duration=2", "-c:v", "libx265", "-preset", "ultrafast"]),
+        (
+            "video",
+            "web.webm",
+            ["testsrc=size=130x98:rate=24000/1001:duration=2", "-c:v", "libvpx-vp9"],
+        ),
+        ("video", "moving.gif", ["testsrc=size=64x64:rate=10:duration=2"]),
+        ("sound", "five.flac", ["sine=duration=2:sample_rate=96000", "-ac", "6"]),
+        ("sound", "voice.ogg", ["sine=duration=2:sample_rate=8000", "-c:a", "libopus"]),
+        ("sound", "note.mp3", ["sine=duration=2:sample_rate=44100", "-ac", "2"]),
+    ],
+)
+def test_whatever_ffmpeg_reads_is_read(service, tmp_path, noun, name, options):
+    file = str(tmp_path / name)
+    subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", *options, file], check=True, capture_output=True)
+    field = {"video": "video", "sound": "audio"}[noun]
+    given = conditions(service.pipe, Request("thunder", **{field: file}))[field]
+    assert len(given) == {"video": 16, "sound": 25600}[noun] and given.std() > 0.05
+    assert Handlers(service).used_part(file, 0.0, noun).startswith("Used: 0.0 s to 1.6 s of the 2.")
 
 
 def test_part_after_the_end_is_named(client, odd):

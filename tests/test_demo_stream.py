@@ -44,10 +44,10 @@ def test_stream_plays_follows_a_class_change_and_stops(page):
     set_number(page, "Steps", 1)
     page.get_by_role("radio", name="thunder").check()
     press(page, "Start the stream")
-    status_has(page, re.compile(r"^thunder · .* windows? made"))
+    status_has(page, re.compile(r"thunder · .* windows? made"))
     play(page, 0.5)
     page.get_by_role("radio", name="raining").check()
-    status_has(page, re.compile(r"^raining · .* × real time · .* windows .* buffered · first picture after .* made"))
+    status_has(page, re.compile(r"raining · .* × real time · .* windows .* buffered · first picture after .* made"))
     screenshot(page, "stream")
     play(page, 2.5)
     assert page.locator("#live video").evaluate("v => v.webkitAudioDecodedByteCount") > 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import gradio as gr
 
 from avdit.demo.controls import SURPRISE
-from avdit.demo.handlers import MODES, Handlers, Mode
+from avdit.demo.handlers import MODES, Handlers, Mode, lane
 from avdit.demo.looks import stream_line
 from avdit.demo.service import Chunk, Finished
 from avdit.generate import TURBO
@@ -200,13 +200,11 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
         line = gr.Textbox(label="line")
     common = [label, steps, guidance, audio_guidance, seed]
     made = [clip, used_seed, recipe, wav]
-    for function, inputs, outputs, lane in (
-        (generate, [*common, randomize, sampler, length], made, "clip"),
-        (video_to_audio, [video, *common, sampler, start], made, "clip"),
-        (audio_to_video, [audio, *common, sampler, start], made, "clip"),
-        (animate, [image, *common, sampler, length], made, "clip"),
-        (stream, [*common, sampler, windows], [piece, line], "stream"),
+    for function, inputs, outputs in (
+        (generate, [*common, randomize, sampler, length], made),
+        (video_to_audio, [video, *common, sampler, start], made),
+        (audio_to_video, [audio, *common, sampler, start], made),
+        (animate, [image, *common, sampler, length], made),
+        (stream, [*common, sampler, windows], [piece, line]),
     ):
-        trigger.click(
-            function, inputs, outputs, api_name=function.__name__, concurrency_id=lane, concurrency_limit=None
-        )
+        trigger.click(function, inputs, outputs, api_name=function.__name__, **lane(streams=function is stream))

@@ -12,7 +12,7 @@ import gradio as gr
 from avdit.demo.controls import one_of
 from avdit.demo.service import Report, Service, parse_seed, whole_or_as_is
 from avdit.generate import Request
-from avdit.media import MediaError, has_stream, probe
+from avdit.media import MediaError, has_stream, probe, read_image
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,18 @@ MODES = {
     "sound": Mode("Sound → video", "audio_to_video", "sound", "audio"),
     "picture": Mode("Picture → clip", "animate", "picture", "image"),
 }
+
+
+CLIPS_AT_ONCE = 2  # they take turns at the model; more would only hold more memory
+STREAMS_AT_ONCE = 3
+
+
+def lane(streams: bool) -> dict[str, Any]:
+    """Options that keep works waiting; of every event, for it is the first of a lane to be called that makes it."""
+    return {
+        "concurrency_id": "stream" if streams else "clip",
+        "concurrency_limit": STREAMS_AT_ONCE if streams else CLIPS_AT_ONCE,
+    }
 
 
 @contextmanager
@@ -128,16 +140,22 @@ class Handlers:
         if not file:
             return ""
         clip, name = self.service.pipe.geometry, Path(file).name
-        if noun == "picture":
-            return f"The middle of {name}, scaled to {clip.width} × {clip.height}, becomes the first frame."
         try:
+            if noun == "picture":
+                read_image(file, height=clip.height, width=clip.width)
+                return f"The middle of {name}, scaled to {clip.width} × {clip.height}, becomes the first frame."
             info = probe(file)
         except MediaError:
             return f"{name} is not a {noun} that can be read: choose another file."
         if not has_stream(info, "video" if noun == "video" else "audio"):
             return f"{name} has no {'picture' if noun == 'video' else 'sound'}: choose another file."
         length = float(info["format"].get("duration", 0) or 0)
+        if not start >= 0:
+            return "Choose a start of 0 s or more."
         if start >= length > 0:
             return f"{name} is {length:.1f} s long: choose an earlier start."
+        if noun == "video" and 0 < length - start < clip.seconds - 0.05:
+            return f"{name} is {length:.1f} s long, and {clip.seconds} s from the start on are needed."
         end = min(start + clip.seconds, length or start + clip.seconds)
-        return f"Used: {start:.1f} s to {end:.1f} s of the {length:.1f} s of {name}."
+        silence = ", then silence" if length and end - start < clip.seconds - 0.05 else ""
+        return f"Used: {start:.1f} s to {end:.1f} s of the {length:.1f} s of {name}{silence}."

@@ -111,6 +111,8 @@ ASKED = f"""() => {{
 NOT_BEGUN = f"""line => line.includes('role="alert"') ? line : {
     json.dumps(status("The page is busy or out of reach: try again in a minute", wrong=True))
 }"""
+# In place of the line: whether what was asked for waits for its place in the queue, of which the server knows nothing.
+SAY_IF_BUSY = "(label, own, pack) => [label, own, pack, document.querySelector('#status progress') ? 'busy' : '']"
 
 
 def script() -> str:

@@ -20,16 +20,14 @@ from avdit.demo.controls import (
 )
 from avdit.demo.encoder import use_patient_encoder
 from avdit.demo.examples import FOLDER, example_of
-from avdit.demo.handlers import MODES, Handlers, Mode
+from avdit.demo.handlers import MODES, Handlers, Mode, lane
 from avdit.demo.links import link_html, read_link
-from avdit.demo.looks import ASKED, INTRO, NOT_BEGUN, picture_data, script, status, stream_line
+from avdit.demo.looks import ASKED, INTRO, NOT_BEGUN, SAY_IF_BUSY, picture_data, script, status, stream_line
 from avdit.demo.service import KEPT_SECONDS, STREAM_SECONDS, Finished, Progress, Service
 from avdit.generate import TURBO, Result, recipe_of
 from avdit.pipeline import SAMPLERS
 
 QUEUE_LENGTH = 20
-CLIPS_AT_ONCE = 2  # they take turns at the model; more would only hold more memory
-STREAMS_AT_ONCE = 3
 TEXTS = {
     "generate": "",
     "stream": "Window after window, each continuing the last, until you press Stop. "
@@ -123,7 +121,12 @@ def create_demo(service: Service) -> gr.Blocks:
         ):
             # Whoever leafs through the classes wants each at once, and its plot, which takes a while, where they stay.
             show = event(
-                _show_example(handlers, asked, plays), [class_label, own, pack], shown, trigger_mode="multiple", **quiet
+                _show_example(handlers, asked, plays),
+                [class_label, own, pack, look],
+                shown,
+                trigger_mode="multiple",
+                js=SAY_IF_BUSY,
+                **quiet,
             )
             examples.append(
                 show.then(
@@ -140,15 +143,13 @@ def create_demo(service: Service) -> gr.Blocks:
         events: dict[str, list] = {}
         for name, mode in MODES.items():
             button, *inputs = starts[name]
-            lane = "stream" if name == "stream" else "clip"
             work = {
                 "fn": _work(handlers, name, mode),
                 "inputs": [*settings, *inputs, pack],
                 "outputs": [*outputs, own],
                 "trigger_mode": "multiple",  # a click right after Stop counts; a second one ends the first one's work
                 "api_visibility": "private",
-                "concurrency_id": lane,
-                "concurrency_limit": STREAMS_AT_ONCE if lane == "stream" else CLIPS_AT_ONCE,
+                **lane(streams=name == "stream"),
                 "show_progress": "minimal",  # its place in the page's queue
                 "show_progress_on": look,
                 "scroll_to_output": True,
@@ -281,11 +282,11 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
 def _show_example(handlers: Handlers, asked: bool, plays: bool) -> Callable:
     """What shows the ready clip of the chosen class; where it was not ``asked`` for, in the place of another only."""
 
-    def show(visitor: gr.Request, label: str, own: bool, pack: str) -> tuple:
+    def show(visitor: gr.Request, label: str, own: bool, pack: str, busy: str) -> tuple:
         packs = {name: [c for c in classes if example_of(c)] for name, classes in handlers.service.packs.items()}
         example = example_of(one_of(packs, pack, label)) if label != SURPRISE or packs[pack] else None
         # Work may have begun between the choice and this: it is not ended by an example that nobody asked for.
-        if example is None or (not asked and (own or handlers.busy(visitor))):
+        if example is None or (not asked and (own or busy or handlers.busy(visitor))):
             return (gr.skip(),) * 8
         clip = gr.update(value=str(example.video), autoplay=plays, visible=True)
         line = status(example.line(handlers.service.weights))

@@ -1,0 +1,64 @@
+"""More visitors than can be served: each learns its place in the queue, or that it is full."""
+
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+from demo_helpers import PATIENCE, open_page, press, screenshot, status_has, wait_until
+from gradio_client import Client
+from playwright.sync_api import expect
+
+from avdit.demo.handlers import CLIPS_AT_ONCE
+from avdit.demo.ui import QUEUE_LENGTH
+
+ASKED = {"data": ["thunder", 1, 1, None, "1", False, "ddim", 1.6]}
+
+
+@pytest.fixture
+def crowd(service, local):
+    """What sends any number of requests at once, while the model is held: their answers."""
+    with httpx.Client(timeout=120) as http, ThreadPoolExecutor(8) as pool:
+
+        def send(count: int) -> list[httpx.Response]:
+            return list(pool.map(lambda _: http.post(f"{local}/gradio_api/call/generate", json=ASKED), range(count)))
+
+        with service.turns.turn(lambda: False):
+            yield send
+            for session in list(service.running):
+                service.stop(session)
+    wait_until(lambda: not service.running, PATIENCE / 1000, "the crowd's works go on")
+
+
+def test_thousand_requests_at_once_fill_the_queue_and_do_no_harm(crowd, local, browser):
+    answers = crowd(1000)
+    taken = [answer for answer in answers if answer.status_code == 200]
+    refused = [answer.json()["detail"] for answer in answers if answer.status_code == 503]
+    assert len(taken) + len(refused) == 1000
+    assert QUEUE_LENGTH <= len(taken) <= QUEUE_LENGTH + CLIPS_AT_ONCE
+    assert all("Queue is full" in text for text in refused)
+    page = open_page(browser, local)
+    press(page, "Generate")  # of a page the same is readable, and stays so
+    status_has(page, "The page is busy or out of reach: try again in a minute")
+    expect(page.get_by_role("button", name="Stop", exact=True)).to_be_hidden()
+    screenshot(page, "queue-full")
+    page.close()
+
+
+def test_place_in_the_queue_is_shown_and_can_be_given_up(crowd, service, local, browser):
+    crowd(CLIPS_AT_ONCE + 3)
+    wait_until(lambda: len(service.turns) > CLIPS_AT_ONCE, PATIENCE / 1000, "nobody waits")
+    page = open_page(browser, local)
+    press(page, "Generate")
+    status_has(page, re.compile(r"queue: \d+/4"))
+    screenshot(page, "queue")
+    press(page, "Stop")
+    status_has(page, "stopped")
+    page.close()
+
+
+def test_server_goes_on_after_a_crowd(local):
+    answer = Client(local, verbose=False, httpx_kwargs={"timeout": 300}).predict(
+        steps=1, seed="1", api_name="/generate"
+    )
+    assert answer[1] == "1"
