@@ -1,5 +1,6 @@
 """What the machine is good at: number format by measurement, and the cores that are ours."""
 
+import functools
 import math
 import os
 import platform
@@ -9,28 +10,32 @@ from pathlib import Path
 import torch
 
 SIDE = 512  # of the matrices that are multiplied for the measurement
+RUNS = 10  # of each product, or fewer on a slow machine
 GAIN = 1.5  # bfloat16 must be so many times faster, for it costs accuracy
 
 
+@functools.cache
 def use_bfloat16(device: torch.device) -> bool:
-    """Whether ``device`` multiplies matrices of bfloat16 much faster than of float32; measured in well under a second.
+    """Whether ``device`` multiplies matrices of bfloat16 much faster than of float32.
 
-    A CPU without matrix units for it is far slower, and no flag of the processor says so on every system.
+    Measured once a process, in well under a second: one answer for all of its work. A CPU without matrix units for it
+    is far slower, and no flag of the processor says so on every system.
     """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type != "cpu":
         return False
-    best = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        x = torch.ones(SIDE, SIDE, dtype=dtype)
-        times = []
-        begun = time.perf_counter()
-        while len(times) < 5 and (not times or time.perf_counter() - begun < 0.2):
-            start = time.perf_counter()
+    matrices = {dtype: torch.ones(SIDE, SIDE, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    best = dict.fromkeys(matrices, math.inf)
+    begun = time.perf_counter()
+    for run in range(RUNS):
+        # In turns, and in the thread's own time, so that other work on the machine weighs on neither.
+        for dtype, x in matrices.items():
+            start = time.thread_time()
             x @ x
-            times.append(time.perf_counter() - start)
-        best[dtype] = min(times)
+            best[dtype] = min(best[dtype], time.thread_time() - start)
+        if run and time.perf_counter() - begun > 0.4:  # the first run is slower than the rest
+            break
     return best[torch.float32] > GAIN * best[torch.bfloat16]
 
 

@@ -92,11 +92,11 @@ def evaluate_codecs(
 
     def rebuilt(sound: Tensor) -> Tensor:
         with precision:
-            return audio.decode(audio.encode(sound.to(device, dtype))).float().cpu()
+            return audio.decode(audio.encode(sound.to(device))).float().cpu()
 
     psnr, seen, mel_errors, shifts, vocoded, unaided, heard = [], [], [], [], [], [], []
     for clip in clips:
-        frames, sound = picture(clip), clip.audio[None].to(device, dtype)
+        frames, sound = picture(clip), clip.audio[None].to(device)
         with precision:
             frames_out = video.decode(video.encode(frames))
             mel = audio.mel(sound)
@@ -115,7 +115,7 @@ def evaluate_codecs(
 
     still = picture(clips[0])[:, :1].repeat(1, pipe.geometry.frames, 1, 1, 1)
     noise = torch.randn(still.shape, generator=torch.Generator().manual_seed(0)).to(device, dtype) * 2 / 255
-    frames, sound = picture(clips[0]), clips[0].audio[None].to(device, dtype)
+    frames, sound = picture(clips[0]), clips[0].audio[None].to(device)
     with precision:
         change = [float(x.diff(dim=1).abs().float().mean()) for x in (video.decode(video.encode(still + noise)), noise)]
         latents, sound_latents = video.encode(frames), audio.encode(sound)
