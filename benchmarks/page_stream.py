@@ -183,6 +183,7 @@ def main() -> None:
         fetched = Fetched(page)
         page.goto(url)
         page.locator("#classes").wait_for()
+        page.wait_for_function("document.querySelector('#status')?.innerText.includes('Example')")
 
         def number(label: str, value: float) -> None:
             box = page.get_by_label(f"number input for {label}")

@@ -60,6 +60,7 @@ def open_page(browser, address: str, path: str = "", on_request=None, **settings
         page.on("request", on_request)
     page.goto(address + path)
     expect(page.get_by_role("radio", name="thunder")).to_be_visible(timeout=PATIENCE)
+    status_has(page, "Example")  # the last thing that comes by itself
     return page
 
 

@@ -31,13 +31,13 @@ def crowd(service, local):
 
 
 def test_thousand_requests_at_once_fill_the_queue_and_do_no_harm(crowd, local, browser):
+    page = open_page(browser, local)
     answers = crowd(1000)
     taken = [answer for answer in answers if answer.status_code == 200]
     refused = [answer.json()["detail"] for answer in answers if answer.status_code == 503]
     assert len(taken) + len(refused) == 1000
     assert QUEUE_LENGTH <= len(taken) <= QUEUE_LENGTH + CLIPS_AT_ONCE
     assert all("Queue is full" in text for text in refused)
-    page = open_page(browser, local)
     press(page, "Generate")  # of a page the same is readable, and stays so
     status_has(page, "The page is busy or out of reach: try again in a minute")
     expect(page.get_by_role("button", name="Stop", exact=True)).to_be_hidden()
@@ -46,9 +46,9 @@ def test_thousand_requests_at_once_fill_the_queue_and_do_no_harm(crowd, local, b
 
 
 def test_place_in_the_queue_is_shown_and_can_be_given_up(crowd, service, local, browser):
+    page = open_page(browser, local)
     crowd(CLIPS_AT_ONCE + 3)
     wait_until(lambda: len(service.turns) > CLIPS_AT_ONCE, PATIENCE / 1000, "nobody waits")
-    page = open_page(browser, local)
     press(page, "Generate")
     status_has(page, re.compile(r"queue: \d+/4"))
     screenshot(page, "queue")
