@@ -94,14 +94,14 @@ def test_closed_tab_frees_everything_at_once(service, local, browser):
     set_number(page, "Steps", 1)
     press(page, "Start the stream")
     play(page, 0.5)  # by now the server encodes its sound
-    assert ffmpegs() - programs
+    wait_until(lambda: ffmpegs() - programs, 60, "no ffmpeg encodes the sound")
     set_number(page, "Steps", 100)
     page.close()
     # Two seconds are the promise; the rest is for a machine that is busy with other things.
-    wait_until(lambda: not service.running and not service.turns._waiting, 2 + 4, "the work of a closed tab goes on")
-    wait_until(lambda: set(service.folder.iterdir()) <= files, 2 + 4, "its files stay")
-    wait_until(lambda: not ffmpegs() - programs, 2 + 4, "its ffmpeg stays")
-    wait_until(lambda: threading.active_count() <= threads + 6, 6, "its threads stay")  # the server keeps a few
+    wait_until(lambda: not service.running and not service.turns._waiting, 2 + 18, "the work of a closed tab goes on")
+    wait_until(lambda: set(service.folder.iterdir()) <= files, 2 + 18, "its files stay")
+    wait_until(lambda: not ffmpegs() - programs, 2 + 18, "its ffmpeg stays")
+    wait_until(lambda: threading.active_count() <= threads + 6, 20, "its threads stay")  # the server keeps a few
 
 
 def _listen(address, started):
