@@ -181,6 +181,7 @@ def test_line_in_the_plot_follows_the_clip_and_a_press_on_the_plot_leads_it(page
     first = plot.get_attribute("src")
     page.get_by_role("radio", name="thunder").check()
     expect(plot).not_to_have_attribute("src", first)  # the clip and then its plot have taken the first one's place
+    expect(plot).to_be_visible()
     at = "Number(document.documentElement.style.getPropertyValue('--at'))"
     page.wait_for_function(f"{at} > 0.2", timeout=PATIENCE)
     page.locator("#clip video").evaluate("video => { video.loop = false; video.pause(); }")

@@ -22,7 +22,18 @@ from avdit.demo.encoder import use_patient_encoder
 from avdit.demo.examples import FOLDER, example_of
 from avdit.demo.handlers import MODES, Handlers, Mode, lane
 from avdit.demo.links import link_html, read_link
-from avdit.demo.looks import ASKED, INTRO, NOT_BEGUN, SAY_IF_BUSY, picture_data, script, status, stream_line
+from avdit.demo.looks import (
+    ASKED,
+    INTRO,
+    NOT_BEGUN,
+    NOTE_STOP,
+    SAY_IF_BUSY,
+    STOPPED,
+    picture_data,
+    script,
+    status,
+    stream_line,
+)
 from avdit.demo.service import KEPT_SECONDS, STREAM_SECONDS, Finished, Progress, Service
 from avdit.generate import TURBO, Result, recipe_of
 from avdit.pipeline import SAMPLERS
@@ -166,8 +177,9 @@ def create_demo(service: Service) -> gr.Blocks:
                 events[name].append(fill.then(**work))
             for event in events[name]:  # such as that the queue is full, of which the work itself knows nothing
                 event.failure(None, look, look, js=NOT_BEGUN, **quiet)
+        stop.click(None, None, None, js=NOTE_STOP, **quiet)
         stop.click(handlers.stop, None, None, **quiet)
-        stop.click(lambda: status("stopped"), None, look, cancels=sum(events.values(), []), **quiet)
+        stop.click(lambda: STOPPED, None, look, cancels=sum(events.values(), []), **quiet)
         live_controls = [class_label, steps, guidance, audio_guidance, sampler]
         gr.on([control.change for control in live_controls], handlers.change, [*live_controls, pack], None, **quiet)
         demo.load(None, None, None, js=script(), **quiet)
