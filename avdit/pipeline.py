@@ -15,6 +15,7 @@ from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.avdit import AVDiT
 from avdit.models.inference import FoldedAVDiT, can_fold
+from avdit.models.schedule import draw_noise
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import PackMixin
 
@@ -162,11 +163,7 @@ class AVDiTPipeline(PackMixin, DiffusionPipeline):
         if isinstance(generator, list) and len(generator) != batch:
             raise ValueError(f"{len(generator)} generators were given for {batch} clips: give one a clip, or one")
         generators = generator if isinstance(generator, list) else [generator] * batch
-        shape_video = (self.geometry.frames, *self.geometry.video_latent_shape)
-        drawn = [
-            (torch.randn(shape_video, generator=g), torch.randn(self.geometry.audio_latent_shape, generator=g))
-            for g in generators
-        ]
+        drawn = [draw_noise(self.geometry, self.transformer.config.shared_noise, g) for g in generators]
         return torch.stack([v for v, _ in drawn]), torch.stack([a for _, a in drawn])
 
     @torch.no_grad()

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from avdit.generate import Request, Stopped, generate
+from avdit.models.schedule import draw_noise
 from avdit.pipeline import SAMPLERS, AVDiTPipeline
 from avdit.streaming import OVERLAP
 
@@ -39,6 +40,24 @@ def test_same_seed_is_the_same_clip_alone_and_in_a_batch(pipe, sampler):
     torch.testing.assert_close(batch.frames[1], alone.frames[0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(batch.audio[1], alone.audio[0], atol=1e-4, rtol=1e-4)
     assert alone.frames.isfinite().all() and (batch.frames[0] - batch.frames[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])
+def test_frames_share_their_part_of_the_noise(pipe, shared):
+    generator = seeded(0)
+    drawn = [draw_noise(pipe.geometry, shared, generator) for _ in range(16)]
+    video, audio = (torch.stack(part) for part in zip(*drawn, strict=True))
+    assert abs(video.std() - 1) < 0.01 and abs(audio.std() - 1) < 0.01
+    assert abs(video[:, 0].std() - 1) < 0.02, "the image backbone knows the noise of one frame"
+    assert abs((video[:, 2] * video[:, 9]).mean() - shared) < 0.02
+    assert abs((video[0, 2] * video[1, 2]).mean()) < 0.06, "two clips share nothing"
+
+
+def test_pipeline_draws_the_noise_that_its_model_was_trained_on(pipe):
+    video, audio = pipe.prepare_latents(1, seeded(5))
+    wanted = draw_noise(pipe.geometry, pipe.transformer.config.shared_noise, seeded(5))
+    assert pipe.transformer.config.shared_noise == 0.5
+    assert torch.equal(video[0], wanted[0]) and torch.equal(audio[0], wanted[1])
 
 
 def test_class_and_guidance_matter(pipe):

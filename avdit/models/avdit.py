@@ -26,6 +26,11 @@ class AVDiT(ModelMixin, ConfigMixin):
         interaction_every: The joint attention sits in every so-manieth block; 0: in none.
         interaction_pool: It sees the picture as means of so many tokens each way.
         exchange_features: Features of the exchange between each frame and the sound of its moment; 0: none.
+        shared_noise: Share of the noise's variance that all frames have in common (see
+            :func:`avdit.models.schedule.draw_noise`).
+
+    Raises:
+        ValueError: for a share that is not from 0 to 1.
     """
 
     _supports_gradient_checkpointing = True
@@ -42,8 +47,11 @@ class AVDiT(ModelMixin, ConfigMixin):
         interaction_every: int = 2,
         interaction_pool: int = 1,
         exchange_features: int = 0,
+        shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
+        if not 0 <= shared_noise <= 1:
+            raise ValueError(f"shared_noise = {shared_noise!r} must be from 0 to 1")
         self.gradient_checkpointing = False
         self.backbone = DiT.from_config(dit)
         self.clip = clip = ClipGeometry(**{k: v for k, v in geometry.items() if k != "samples"})

@@ -55,6 +55,7 @@ DEFAULTS = {
         "interaction_every": 2,
         "interaction_pool": 2,
         "exchange_features": 64,
+        "shared_noise": 0.5,
     },
     "train": {"steps": 40000, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 50, "sample_every": 400},
 }
@@ -178,7 +179,14 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     trainer = Trainer(model, loss, settings, out, sheet, unused=len(modalities) < 2)
     batches = ClipBatches(
-        data, geometry, diffusion, trainer, config["tasks"], config["class_dropout"], diffusion.timesteps
+        data,
+        geometry,
+        diffusion,
+        trainer,
+        config["tasks"],
+        config["class_dropout"],
+        diffusion.timesteps,
+        model.config.shared_noise,
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}

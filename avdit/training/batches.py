@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from avdit.geometry import ClipGeometry
+from avdit.models.schedule import draw_noise
 from avdit.training.data import TrainingData
 from avdit.training.diffusion import Diffusion, masked_error
 from avdit.training.trainer import Trainer
@@ -77,6 +78,7 @@ class ClipBatches:
         tasks: Weight of each task (see :func:`given_parts`).
         dropout: Share of clips whose class is left out.
         timesteps: Draws the timesteps of a whole batch, (n,), from a generator.
+        shared_noise: That of the model.
     """
 
     data: TrainingData
@@ -86,6 +88,7 @@ class ClipBatches:
     tasks: dict[str, float]
     dropout: float
     timesteps: Callable[[torch.Generator, int], Tensor]
+    shared_noise: float
 
     def draw(self, generator: torch.Generator) -> ClipBatch:
         """This process's rows of the next batch, on its device."""
@@ -105,13 +108,10 @@ class ClipBatches:
         t_audio = t.unsqueeze(1).expand(-1, geometry.audio_columns).masked_fill(columns, 0)
         patch = geometry.audio_patch[0]
         rows = columns.repeat_interleave(patch, 1)
-        noise = [
-            (torch.randn(video.shape[1:], generator=g), torch.randn(sound.shape[1:], generator=g))
-            for g in trainer.generators()
-        ]
+        noise = [draw_noise(geometry, self.shared_noise, g) for g in trainer.generators()]
         noised_video, video_target = self.diffusion.noised(video, torch.stack([v for v, _ in noise]), t_video, frames)
         noised_sound, sound_target = self.diffusion.noised(
-            sound, torch.stack([a for _, a in noise]), t_audio.repeat_interleave(patch, 1), rows
+            sound, torch.stack([a for _, a in noise]).transpose(1, 2), t_audio.repeat_interleave(patch, 1), rows
         )
         frame_size = math.prod(geometry.video_latent_shape)
         column_size = math.prod(geometry.audio_latent_shape) // geometry.audio_columns

@@ -137,7 +137,14 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     teacher_model = torch.compile(master) if settings.compile else master
     teacher = Teacher(teacher_model, scheduler, steps, config["guidance"], len(data.classes))
     batches = ClipBatches(
-        data, geometry, Diffusion(scheduler), trainer, config["tasks"], dropout=0.0, timesteps=teacher.timesteps
+        data,
+        geometry,
+        Diffusion(scheduler),
+        trainer,
+        config["tasks"],
+        dropout=0.0,
+        timesteps=teacher.timesteps,
+        shared_noise=model.config.shared_noise,
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
