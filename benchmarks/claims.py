@@ -35,6 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no interaction": {"model": {"interaction_every": 0}},
     "no temporal attention": {"model": {"temporal_width": 0}},
     "no audio adapters": {"model": {"lora_rank": 0}},
+    "independent noise in every frame": {"model": {"shared_noise": 0.0}},  # a choice of ours, not of the paper
     "from scratch, without the image backbone": {"trains": "all", "backbone": RANDOM},
 }
 

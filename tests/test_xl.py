@@ -93,13 +93,29 @@ def run(capsys, *arguments) -> tuple[int, str, str]:
 @pytest.fixture(scope="module")
 def assembled(repositories, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("assembled") / "xl"
-    assert main(["assemble-xl", *sources(repositories), "--out", str(out), "--classes", "dog, cat", *SMALL]) == 0
+    assert (
+        main(
+            [
+                "assemble-xl",
+                *sources(repositories),
+                "--out",
+                str(out),
+                "--classes",
+                "dog, cat",
+                *SMALL,
+                "--shared-noise",
+                "0.25",
+            ]
+        )
+        == 0
+    )
     return out
 
 
 def test_every_published_weight_is_in_the_pipeline(repositories, assembled):
     pipe = load_pipeline(assembled)
     assert pipe.classes == ["dog", "cat"] and pipe.geometry == ClipGeometry.xl()
+    assert pipe.transformer.config.shared_noise == 0.25
     assert pipe.scheduler.config.prediction_type == "epsilon" and pipe.scheduler.config.beta_schedule == "linear"
     codec, root = pipe.video_codec, repositories
     ours = {k: v for k, v in codec.autoencoder.state_dict().items()}
@@ -268,6 +284,10 @@ def test_wrong_parts_are_named(repositories, tmp_path, capsys, other, message):
 def test_too_much_to_train_is_refused(repositories, tmp_path, capsys):
     status, _, error = run(capsys, "assemble-xl", *sources(repositories), "--out", tmp_path / "xl")
     assert status == 2 and "at most 20%" in error and not list(tmp_path.iterdir())
+    status, _, error = run(
+        capsys, "assemble-xl", *sources(repositories), "--out", tmp_path / "xl", "--shared-noise", "2"
+    )
+    assert status == 2 and "shared_noise = 2.0 must be from 0 to 1" in error and not list(tmp_path.iterdir())
     (tmp_path / "kept.txt").write_text("mine")
     status, _, error = run(capsys, "assemble-xl", *sources(repositories), "--out", tmp_path, *SMALL)
     assert status == 2 and "is there already" in error and [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
