@@ -39,11 +39,11 @@ def main() -> int:
     args = parse()
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it when it is imported
     # Imported late, so that a wrong option is answered at once and not after the seconds that these take.
+    from avdit.checkpoint import DEFAULT_CHECKPOINT
     from avdit.demo.looks import style_sheet, theme
     from avdit.demo.machine import mcp_installed, zero_gpu
     from avdit.demo.service import Service
     from avdit.demo.ui import create_demo
-    from avdit.generate import DEFAULT_CHECKPOINT
     from avdit.media import ensure_ffmpeg
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # so that the visitors' files are removed then, too
@@ -52,7 +52,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory(prefix="avdit-gradio-", ignore_cleanup_errors=True) as cache:
             os.environ.setdefault("GRADIO_TEMP_DIR", cache)  # uploads and what is sent end with the server
             service = Service(args.checkpoint or DEFAULT_CHECKPOINT, args.device or ("cuda" if zero_gpu() else "cpu"))
-            create_demo(service).launch(
+            page = create_demo(service)
+            page.launch(
+                prevent_thread_lock=True,
                 share=args.share or None,
                 server_name=args.host,
                 server_port=args.port,
@@ -62,6 +64,8 @@ def main() -> int:
                 css=style_sheet(service.classes),
                 _frontend=False,  # else it gives up where its own page takes more than 3 s once, on a busy machine
             )
+            service.load()  # visitors look round and play examples meanwhile; who wants a clip of their own waits
+            page.block_thread()
     except (ValueError, OSError) as error:
         print(f"app.py: {error}", file=sys.stderr)
         return 2

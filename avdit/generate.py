@@ -2,24 +2,24 @@
 
 import contextlib
 import functools
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from diffusers.utils.logging import disable_progress_bar
-from safetensors import SafetensorError, safe_open
 
 from avdit import media
-from avdit.pipeline import SAMPLERS, AVDiTPipeline
+from avdit.checkpoint import DEFAULT_CHECKPOINT, weight_files, weights_sha256
 from avdit.streaming import OVERLAP, CleanEstimate, Window, windows
 
-DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "avdit-xs"
+if TYPE_CHECKING:
+    from avdit.pipeline import AVDiTPipeline
+
+SAMPLERS = "ddim", "dpm++", "unipc"  # the pipeline's, whose import takes seconds
 TURBO = "turbo"  # in place of a sampler's name: few steps by adapters that were distilled for them
 MAX_SEED = 2**63 - 1
 OnStep = Callable[[int, int, torch.Tensor], None]
@@ -96,37 +96,6 @@ class Result:
         )
 
 
-def weight_files(checkpoint: Path) -> list[Path]:
-    """The checkpoint's weights.
-
-    Raises:
-        ValueError: where the checkpoint is missing, holds no safetensors, or one that is cut short.
-    """
-    if not (checkpoint / "model_index.json").is_file():
-        raise ValueError(f"checkpoint {checkpoint} is not a pipeline folder: it has no model_index.json")
-    files = sorted(checkpoint.rglob("*.safetensors"))
-    for folder in ("transformer", "video_codec", "audio_codec"):
-        if not any(file.parent.name == folder for file in files):
-            raise ValueError(f"checkpoint {checkpoint} has no safetensors weights in {folder}; pickles are not read")
-    for file in files:
-        try:
-            with safe_open(file, "pt"):
-                pass
-        except (SafetensorError, OSError):
-            raise ValueError(f"{file} is damaged or cut short: fetch it again") from None
-    return files
-
-
-@functools.cache
-def weights_sha256(checkpoint: Path) -> str:
-    """One hash over the checkpoint's weights."""
-    digest = hashlib.sha256()
-    for file in weight_files(checkpoint):
-        digest.update(str(file.relative_to(checkpoint)).encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()
-
-
 def usable_device(name: str) -> torch.device:
     """The device of that name.
 
@@ -147,7 +116,7 @@ def load_pipeline(
     device: str = "cpu",
     offload: bool = False,
     dtype: torch.dtype = torch.float32,
-) -> AVDiTPipeline:
+) -> "AVDiTPipeline":
     """The pipeline of a checkpoint folder, loaded once and kept.
 
     Args:
@@ -160,6 +129,11 @@ def load_pipeline(
     if offload and target.type == "cpu":
         raise ValueError("--offload is for a GPU: give --device cuda, or leave it out")
     weight_files(checkpoint)
+    # Late, for diffusers takes seconds to import: a page stands before it is needed.
+    from diffusers.utils.logging import disable_progress_bar
+
+    from avdit.pipeline import AVDiTPipeline
+
     disable_progress_bar()  # of the loading, which takes less than a second
     try:
         pipe = AVDiTPipeline.from_pretrained(checkpoint, dtype=dtype, local_files_only=True)
@@ -172,7 +146,7 @@ def load_pipeline(
     return pipe.to(target)
 
 
-def conditions(pipe: AVDiTPipeline, request: Request) -> dict[str, np.ndarray]:
+def conditions(pipe: "AVDiTPipeline", request: Request) -> dict[str, np.ndarray]:
     """The files that are given, read at the model's size and rates."""
     clip, start = pipe.geometry, request.start or 0.0
     size = {"height": clip.height, "width": clip.width}
@@ -195,7 +169,7 @@ def _after(start: float) -> str:
     return f" after {start:g} s" if start else ""
 
 
-def resolved(pipe: AVDiTPipeline, request: Request) -> Request:
+def resolved(pipe: "AVDiTPipeline", request: Request) -> Request:
     """``request`` as the turbo adapters of its class need it, where it asks for them: their steps and no guidance.
 
     Raises:
@@ -223,7 +197,7 @@ def settings_of(request: Request) -> dict[str, Any]:
 
 
 def stream(
-    pipe: AVDiTPipeline,
+    pipe: "AVDiTPipeline",
     request: Request,
     count: int | None = None,
     on_step: OnStep | None = None,
@@ -277,7 +251,7 @@ def fold_seed(seed: int) -> int:
     return seed if seed < 2**32 else int(np.random.SeedSequence(seed).generate_state(1)[0])
 
 
-def recipe_of(pipe: AVDiTPipeline, request: Request) -> dict[str, Any]:
+def recipe_of(pipe: "AVDiTPipeline", request: Request) -> dict[str, Any]:
     """What makes the clip again, as JSON knows it; files by their names."""
     recipe = {k: v for k, v in asdict(request).items() if v is not None}
     for name in ("video", "audio", "image"):
@@ -290,7 +264,7 @@ def recipe_of(pipe: AVDiTPipeline, request: Request) -> dict[str, Any]:
 
 
 def generate(
-    pipe: AVDiTPipeline,
+    pipe: "AVDiTPipeline",
     request: Request,
     on_step: OnStep | None = None,
     should_stop: Callable[[], bool] | None = None,

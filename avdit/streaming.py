@@ -3,12 +3,13 @@
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from avdit.pipeline import AVDiTPipeline
+if TYPE_CHECKING:
+    from avdit.pipeline import AVDiTPipeline
 
 OVERLAP = 4  # frames of the last window that the next one is given
 FADE_SECONDS = 0.01  # of sound over which two windows are blended
@@ -17,7 +18,7 @@ Window = tuple[np.ndarray, np.ndarray]  # frames (F, H, W, 3) in [0, 1], their s
 
 
 def windows(
-    pipe: AVDiTPipeline,
+    pipe: "AVDiTPipeline",
     settings: Callable[[], dict[str, Any]],
     generator: torch.Generator,
     count: int | None = None,
@@ -95,7 +96,7 @@ class CleanEstimate:
     def __init__(self) -> None:
         self._before: torch.Tensor | None = None
 
-    def update(self, pipe: AVDiTPipeline, index: int, latents: torch.Tensor) -> torch.Tensor:
+    def update(self, pipe: "AVDiTPipeline", index: int, latents: torch.Tensor) -> torch.Tensor:
         """The estimate (B, F, C, h, w) after step ``index``; of the first step, whose start is not known, the latents.
 
         Args:

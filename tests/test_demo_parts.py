@@ -17,15 +17,18 @@ import torch
 from demo_helpers import ROOT
 from huggingface_hub import SpaceCard, SpaceCardData
 
+from avdit import pipeline
+from avdit.checkpoint import Checkpoint
 from avdit.data.scenes import ALL_CLASSES, CLASSES
 from avdit.demo.examples import FOLDER, example_of
 from avdit.demo.links import link_of, read_link
 from avdit.demo.looks import ASSETS, picture_data, status, stream_line, style_sheet
 from avdit.demo.plots import synchrony_figure
 from avdit.demo.service import Chunk, Finished, Service, parse_seed
-from avdit.generate import Request
+from avdit.generate import SAMPLERS, Request
 from avdit.geometry import ClipGeometry
 from avdit.machine import usable_cores, use_bfloat16
+from avdit.pipeline import AVDiTPipeline
 
 # https://huggingface.co/docs/hub/spaces-config-reference
 SPACE_KEYS = (
@@ -157,6 +160,24 @@ def test_lent_gpu_is_asked_for(tiny_checkpoint, monkeypatch):
     assert isinstance(last, Finished) and last.video.exists()
     [(duration, arguments)] = calls
     assert duration >= 60 and arguments == (Request("thunder", seed=1, steps=1), False, "visitor", None)
+
+
+def test_page_knows_its_model_before_that_is_loaded(two_packs_checkpoint, shipped_checkpoint, shipped_pipeline):
+    for folder, pipe in (
+        (two_packs_checkpoint, AVDiTPipeline.from_pretrained(two_packs_checkpoint)),
+        (shipped_checkpoint, shipped_pipeline),
+    ):
+        told = Checkpoint.read(folder)
+        assert (told.packs, told.classes, told.geometry) == (pipe.packs, pipe.classes, pipe.geometry)
+        assert [told.turbo_steps(name) for name in told.classes] == [pipe.turbo_steps(name) for name in pipe.classes]
+    assert tuple(pipeline.SAMPLERS) == SAMPLERS
+
+
+def test_who_comes_before_the_model_is_loaded_waits_for_it(tiny_checkpoint):
+    service = Service(tiny_checkpoint, bfloat16=False)
+    assert service.classes == list(CLASSES) and not service.loaded
+    first, *_, last = service.run(Request("thunder", seed=1, steps=1), "visitor")
+    assert first.loading and isinstance(last, Finished) and service.loaded
 
 
 @pytest.mark.parametrize("text", ["1.5", "", "x" * 500, "9" * 5000, "-1", str(2**63)])

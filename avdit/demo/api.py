@@ -8,8 +8,7 @@ from avdit.demo.controls import SURPRISE
 from avdit.demo.handlers import MODES, Handlers, Mode, lane
 from avdit.demo.looks import stream_line
 from avdit.demo.service import Chunk, Finished
-from avdit.generate import TURBO
-from avdit.pipeline import SAMPLERS
+from avdit.generate import SAMPLERS, TURBO
 
 MOST_WINDOWS = 1000  # of one call of /stream
 
@@ -185,7 +184,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
         audio_guidance = gr.Number(None, label="audio_guidance")
         seed = gr.Textbox("", label="seed")
         randomize = gr.Checkbox(False, label="randomize")
-        sampler = gr.Dropdown([*SAMPLERS, TURBO], value=next(iter(SAMPLERS)), label="sampler", allow_custom_value=True)
+        sampler = gr.Dropdown([*SAMPLERS, TURBO], value=SAMPLERS[0], label="sampler", allow_custom_value=True)
         length = gr.Number(seconds, label="seconds")
         start = gr.Number(0, label="start")
         windows = gr.Number(8, label="windows")

@@ -8,8 +8,7 @@ from typing import Any
 import gradio as gr
 
 from avdit.demo.looks import ASSETS, thumbnail
-from avdit.generate import TURBO
-from avdit.pipeline import SAMPLERS
+from avdit.generate import SAMPLERS, TURBO
 
 SURPRISE = "surprise me"
 SAMPLES = ASSETS / "samples"  # made by assets/samples.py

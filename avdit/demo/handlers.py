@@ -139,7 +139,7 @@ class Handlers:
         """Which part of an upload will be used, or why it cannot be."""
         if not file:
             return ""
-        clip, name = self.service.pipe.geometry, Path(file).name
+        clip, name = self.service.checkpoint.geometry, Path(file).name
         try:
             if noun == "picture":
                 read_image(file, height=clip.height, width=clip.width)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from gradio.utils import get_upload_folder
 
-from avdit.data.scenes import CLASSES, render_clip
+from avdit.checkpoint import Checkpoint, weights_sha256
 from avdit.demo.files import keep_newest
 from avdit.demo.machine import on_gpu, zero_gpu
 from avdit.demo.turns import Turns
@@ -31,14 +31,14 @@ from avdit.generate import (
     resolved,
     stream,
     usable_device,
-    weights_sha256,
     whole,
 )
 from avdit.machine import usable_cores, use_bfloat16
 from avdit.media import MediaError, write_clip, write_wav
-from avdit.models.preview import Preview
-from avdit.models.video_codec import VideoCodec
-from avdit.pipeline import AVDiTPipeline
+
+if TYPE_CHECKING:
+    from avdit.models.preview import Preview
+    from avdit.pipeline import AVDiTPipeline
 
 KEPT_SECONDS = 3600  # how long a visitor's files stay
 KEPT_BYTES = 4 * 2**30  # of what visitors made, and of what they uploaded and were sent; the newest
@@ -56,6 +56,7 @@ class Progress:
     step: int
     steps: int
     before: int = 0  # works that have their turn first, at the time of asking
+    loading: bool = False  # the model, at that time
     preview: np.ndarray | None = None
 
 
@@ -86,48 +87,72 @@ Report = Progress | Finished | Chunk
 
 
 class Service:
-    """Generates clips for any number of visitors with one model in memory.
+    """Generates clips for any number of visitors with one model in memory, which need not be there yet.
+
+    The first work that needs the model loads it, and others wait for that; :meth:`load` does so beforehand.
 
     Args:
         bfloat16: Compute in bfloat16; None measures once whether this machine is faster so.
+
+    Raises:
+        ValueError: for a checkpoint or a device that cannot be used, as far as that is seen without loading.
     """
 
     def __init__(self, checkpoint: Path, device: str = "cpu", bfloat16: bool | None = None) -> None:
         self._lent = zero_gpu()
         self.device = usable_device(device)
         torch.set_num_threads(min(torch.get_num_threads(), usable_cores()))
-        self.bfloat16 = use_bfloat16(self.device) if bfloat16 is None else bfloat16
-        dtype = torch.bfloat16 if self.bfloat16 else torch.float32
-        self.pipe: AVDiTPipeline = load_pipeline(checkpoint, device, dtype=dtype)
-        self.preview = self._fit_preview(checkpoint)
+        self.bfloat16 = bfloat16
+        self.checkpoint = Checkpoint.read(checkpoint)
+        self._loading = threading.Lock()
+        self._model: tuple[AVDiTPipeline, Preview] | None = None
         self._outputs = tempfile.TemporaryDirectory(prefix="avdit-clips-", ignore_cleanup_errors=True)
         self.folder = Path(self._outputs.name)
         self.turns = Turns()
         self.running: dict[str, set[threading.Event]] = {}  # what stops the works of a visitor's session
         self.live: dict[str, dict[str, Any]] = {}  # what a visitor has changed while the stream plays
+        if self._lent:  # its processes are copies of this one
+            self.load()
         self._in_process = on_gpu(self._reports) if self._lent else self._reports
 
-    def _fit_preview(self, checkpoint: Path) -> Preview:
-        """Looks at pictures, fitted on some scenes; a GPU may be lent by the call, so it is done on the CPU."""
-        on_cpu = self.device.type == "cpu"
-        codec = self.pipe.video_codec if on_cpu else VideoCodec.from_pretrained(checkpoint / "video_codec")
-        short = replace(self.pipe.geometry, frames=4)
-        scenes = [render_clip(name, 0, short).frames[::3] for name in CLASSES]
-        return Preview.fit(codec, torch.cat(scenes).permute(0, 3, 1, 2) * 2 - 1)
+    def load(self) -> tuple["AVDiTPipeline", "Preview"]:
+        """The model, and what looks at its pictures; who comes before they are there waits for them.
+
+        Raises:
+            ValueError: where the checkpoint cannot be loaded.
+        """
+        with self._loading:
+            if self._model is None:
+                if self.bfloat16 is None:
+                    self.bfloat16 = use_bfloat16(self.device)
+                dtype = torch.bfloat16 if self.bfloat16 else torch.float32
+                pipe = load_pipeline(self.checkpoint.folder, str(self.device), dtype=dtype)
+                self._model = pipe, fit_preview(self.checkpoint, pipe)
+            return self._model
+
+    @property
+    def loaded(self) -> bool:
+        """Whether the model is there."""
+        return self._model is not None
+
+    @property
+    def pipe(self) -> "AVDiTPipeline":
+        """The model."""
+        return self.load()[0]
 
     @property
     def classes(self) -> list[str]:
-        return list(self.pipe.classes)
+        return self.checkpoint.classes
 
     @property
     def packs(self) -> dict[str, list[str]]:
         """The classes of each pack by its name, the default pack first."""
-        return self.pipe.packs
+        return self.checkpoint.packs
 
     @property
-    def weights(self) -> str | None:
-        """The hash of the weights at work; None for a pipeline that was built in memory."""
-        return weights_sha256(Path(self.pipe.name_or_path)) if self.pipe.name_or_path else None
+    def weights(self) -> str:
+        """The hash of the weights at work."""
+        return weights_sha256(self.checkpoint.folder)
 
     def stop(self, session: str) -> None:
         """End a session's work at its next step; nothing where none is under way."""
@@ -176,7 +201,7 @@ class Service:
         """Do the work in a thread of its own and hand on what it reports."""
         stop = stop or threading.Event()
         reports: queue.Queue[Report | Exception | None] = queue.Queue()
-        reports.put(Progress(0, request.steps, before=len(self.turns)))
+        reports.put(Progress(0, request.steps, before=len(self.turns), loading=not self.loaded))
 
         def work() -> None:
             try:
@@ -211,12 +236,13 @@ class Service:
         preview = None
         if step < steps and step % max(1, round(min(steps, 12) / PREVIEWS)) == 0:
             frames = np.linspace(0, estimate.shape[1] - 1, PREVIEW_FRAMES).round().astype(int)
-            preview = (self.preview(estimate[0, frames.tolist()].cpu()).permute(0, 2, 3, 1) / 2 + 0.5).numpy()
+            _, look = self.load()
+            preview = (look(estimate[0, frames.tolist()].cpu()).permute(0, 2, 3, 1) / 2 + 0.5).numpy()
         put(Progress(step, steps, preview=preview))
 
     def _stream(self, request: Request, put: Callable, stop: threading.Event, session: str) -> None:
         """Make windows until stopped, not more than ``AHEAD_SECONDS`` before they are due."""
-        clip = self.pipe.geometry
+        clip = self.checkpoint.geometry
         with _storing():
             folder = Path(tempfile.mkdtemp(dir=self.folder))
         begun = mark = time.monotonic()
@@ -289,6 +315,19 @@ class Service:
         """Remove what visitors made or uploaded more than an hour ago, and the oldest of what is more than is kept."""
         keep_newest(self.folder, KEPT_SECONDS, KEPT_BYTES)
         keep_newest(Path(get_upload_folder()), KEPT_SECONDS, KEPT_BYTES)
+
+
+def fit_preview(checkpoint: Checkpoint, pipe: "AVDiTPipeline") -> "Preview":
+    """Looks at pictures, fitted on some scenes; a GPU may be lent by the call, so it is done on the CPU."""
+    from avdit.data.scenes import CLASSES, render_clip
+    from avdit.models.preview import Preview
+    from avdit.models.video_codec import VideoCodec
+
+    on_cpu = pipe.device.type == "cpu"
+    codec = pipe.video_codec if on_cpu else VideoCodec.from_pretrained(checkpoint.folder / "video_codec")
+    short = replace(checkpoint.geometry, frames=4)
+    scenes = [render_clip(name, 0, short).frames[::3] for name in CLASSES]
+    return Preview.fit(codec, torch.cat(scenes).permute(0, 3, 1, 2) * 2 - 1)
 
 
 @contextlib.contextmanager

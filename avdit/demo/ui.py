@@ -35,8 +35,7 @@ from avdit.demo.looks import (
     stream_line,
 )
 from avdit.demo.service import KEPT_SECONDS, STREAM_SECONDS, Finished, Progress, Service
-from avdit.generate import TURBO, Result, recipe_of
-from avdit.pipeline import SAMPLERS
+from avdit.generate import SAMPLERS, TURBO, Result, recipe_of
 
 QUEUE_LENGTH = 20
 TEXTS = {
@@ -59,7 +58,7 @@ BUTTONS = {
 def create_demo(service: Service) -> gr.Blocks:
     """Build the page round one model."""
     handlers = Handlers(service)
-    clip = service.pipe.geometry
+    clip = service.checkpoint.geometry
 
     use_patient_encoder()
     gr.set_static_paths([FOLDER, SAMPLES])  # sent from where they lie, so that no hourly clean-up takes them
@@ -76,7 +75,7 @@ def create_demo(service: Service) -> gr.Blocks:
                         with gr.Tab(mode.title, id=name):
                             starts[name], samples[name] = _tab(name, mode, clip.seconds, handlers)
                 with gr.Accordion("Settings", open=True, elem_id="settings"):
-                    sampler = sampler_choice(service.pipe.turbo_steps(service.classes[0]))
+                    sampler = sampler_choice(service.checkpoint.turbo_steps(service.classes[0]))
                     with gr.Row(elem_id="fine"):
                         steps = gr.Slider(1, 100, value=12, step=1, label="Steps")
                         guidance = gr.Slider(1, 10, value=2, step=0.5, label="Picture guidance")
@@ -120,7 +119,7 @@ def create_demo(service: Service) -> gr.Blocks:
         shown = [player, live, look, recipe, link, mp4, wav, own]
         examples = []
         # Turbo has steps of its own and no guidance: who sets these wants another sampler. In the browser, at once.
-        leave_turbo = f"name => name === '{TURBO}' ? '{next(iter(SAMPLERS))}' : name"
+        leave_turbo = f"name => name === '{TURBO}' ? '{SAMPLERS[0]}' : name"
         for control in (steps, guidance, audio_guidance):
             control.input(None, sampler, sampler, js=leave_turbo, **quiet)
         other = pack.input(_open_pack(service), [pack, sampler], [class_label, sampler], **quiet)
@@ -224,7 +223,7 @@ def _open_pack(service: Service) -> Callable:
 
     def open_pack(name: str, sampler: str) -> tuple:
         label = service.packs[name][0]
-        return chosen(service.packs, label)[1], fitting_sampler(service.pipe.turbo_steps(label), sampler)
+        return chosen(service.packs, label)[1], fitting_sampler(service.checkpoint.turbo_steps(label), sampler)
 
     return open_pack
 
@@ -259,7 +258,8 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
                     elif report.step:
                         text = f"{request.class_label}: step {report.step} of {report.steps}"
                     else:
-                        text = f"{request.class_label}: waiting for its turn"
+                        what = "the model, which is being loaded" if report.loading else "its turn"
+                        text = f"{request.class_label}: waiting for {what}"
                         text += f", {report.before} before it" if report.before else ""
                     bar = status(text, report.step, report.steps, preview)
                     yield *shown, bar, seed, plot, *[unchanged] * 4, mine
@@ -315,7 +315,10 @@ def _plot_example(handlers: Handlers) -> Callable:
 
     def plot(recipe: dict | None, own: bool) -> dict[str, Any]:
         example = example_of(recipe["class"]) if recipe and not own else None
-        return _plot(example.result(handlers.service.pipe.geometry)) if example else gr.skip()
+        if example is None:
+            return gr.skip()
+        handlers.service.load()  # which comes first, for it is what a click may be waiting for
+        return _plot(example.result(handlers.service.checkpoint.geometry))
 
     return plot
 
