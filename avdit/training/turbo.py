@@ -30,6 +30,7 @@ DEFAULTS = {
     "clips": 160,  # rendered clips a class
     "steps": 4,  # of the student's sampler
     "guidance": 2.0,  # of the teacher
+    "guidance_start": 0.5,  # share of its steps that are made before guidance sets in
     "tasks": ADAPTERS["tasks"],
     "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
 }
@@ -41,10 +42,14 @@ class Teacher:
     Args:
         model: The trained model, whose gradients are not wanted.
         steps: The student's steps.
+        start: Share of the teacher's steps that are made before guidance sets in, as in the pipeline.
+        empty: The unconditional class.
     """
 
-    def __init__(self, model: nn.Module, scheduler: DDIMScheduler, steps: int, guidance: float, empty: int) -> None:
-        self.model, self.guidance, self.empty = model, guidance, empty
+    def __init__(
+        self, model: nn.Module, scheduler: DDIMScheduler, steps: int, guidance: float, start: float, empty: int
+    ) -> None:
+        self.model, self.guidance, self.start, self.empty = model, guidance, start, empty
         grid = copy.deepcopy(scheduler)
         grid.set_timesteps(2 * steps)
         self.grid = grid.timesteps  # (2 · steps,), falling
@@ -69,7 +74,8 @@ class Teacher:
         given = [batch.given_video, batch.given_audio]
         for k in range(2):
             now = self.grid.to(time.device)[place + k]
-            predicted = self.guided(batch, state, now)
+            scale = torch.where(place + k >= self.start * len(self.grid), self.guidance, 1.0)
+            predicted = self.guided(batch, state, now, scale)
             a_now, a_next = alphas[place + k], alphas[place + k + 1]
             for i, (x, v) in enumerate(zip(state, predicted, strict=True)):
                 (a, s), (a_new, s_new) = (scales(value, x) for value in (a_now, a_next))
@@ -82,8 +88,8 @@ class Teacher:
             out.append((a * start - clean) / s)
         return out[0], out[1]
 
-    def guided(self, batch: ClipBatch, state: list[Tensor], now: Tensor) -> list[Tensor]:
-        """The teacher's velocities at the timesteps ``now`` (B,), guided away from those without a class."""
+    def guided(self, batch: ClipBatch, state: list[Tensor], now: Tensor, scale: Tensor) -> list[Tensor]:
+        """The teacher's velocities at ``now`` (B,), guided by ``scale`` (B,) away from those without a class."""
         t_video = now.unsqueeze(1).where(batch.t_video > 0, batch.t_video)
         t_audio = now.unsqueeze(1).where(batch.t_audio > 0, batch.t_audio)
         if self.guidance == 1:
@@ -93,7 +99,7 @@ class Teacher:
             *(torch.cat([x, x]) for x in state), torch.cat([t_video, t_video]), torch.cat([t_audio, t_audio]), labels
         )
         halves = (v.float().chunk(2) for v in both)
-        return [free + self.guidance * (wanted - free) for wanted, free in halves]
+        return [free + scale.view(-1, *(1,) * (free.ndim - 1)) * (wanted - free) for wanted, free in halves]
 
 
 def scales(alpha: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,7 +141,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer = Trainer(model, loss, settings, out, sheet)
     master = master.to(trainer.accelerator.device)
     teacher_model = torch.compile(master) if settings.compile else master
-    teacher = Teacher(teacher_model, scheduler, steps, config["guidance"], len(data.classes))
+    teacher = Teacher(teacher_model, scheduler, steps, config["guidance"], config["guidance_start"], len(data.classes))
     batches = ClipBatches(
         data,
         geometry,
