@@ -1,5 +1,7 @@
 """The named endpoints, as gradio_client uses them."""
 
+import asyncio
+import base64
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -45,6 +47,34 @@ def test_endpoints_are_mcp_tools(address):
     assert set(tools) == {"generate", "stream", "video_to_audio", "audio_to_video", "animate"}
     for tool in tools.values():
         assert tool["description"] and all(p.get("description") for p in tool["inputSchema"]["properties"].values())
+
+
+def test_mcp_client_makes_a_clip_with_every_tool(address, media_files):
+    pytest.importorskip("mcp")
+    from mcp import ClientSession
+    from mcp.client.streamable_http import streamable_http_client
+
+    def data(kind: str, file: Path) -> str:
+        return f"data:{kind};base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+    wanted = {
+        "generate": {},
+        "stream": {"windows": 2},
+        "video_to_audio": {"video": data("video/webm", media_files.video)},
+        "audio_to_video": {"audio": data("audio/flac", media_files.sound)},
+        "animate": {"image": data("image/png", media_files.picture)},
+    }
+
+    async def call() -> dict:
+        transport = streamable_http_client(f"{address}/gradio_api/mcp/")
+        async with transport as (read, write, _), ClientSession(read, write) as session:
+            await session.initialize()
+            return {name: await session.call_tool(name, QUICK | {"seed": "5"} | more) for name, more in wanted.items()}
+
+    for name, answer in asyncio.run(call()).items():
+        text = "\n".join(part.text for part in answer.content if part.type == "text")
+        assert not answer.isError and ".mp4" in text, (name, text)
+        assert ("windows made" if name == "stream" else '"seed": 5') in text.replace("'", '"'), (name, text)
 
 
 def test_same_seed_gives_the_same_clip(client):

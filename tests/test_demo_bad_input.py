@@ -12,13 +12,14 @@ import httpx
 import numpy as np
 import pytest
 from demo_helpers import clip_of, wait_until
-from gradio_client import handle_file
+from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image
 
 from avdit.demo.files import keep_newest
 from avdit.demo.handlers import Handlers
-from avdit.demo.service import Finished
+from avdit.demo.service import Finished, Service
+from avdit.demo.ui import create_demo
 from avdit.generate import Request, conditions
 from avdit.media import ensure_ffmpeg, probe
 
@@ -172,6 +173,28 @@ def test_full_disk_is_a_sentence_and_the_next_clip_is_made(service):
     assert not service.running
     *_, last = service.run(Request("thunder", steps=1), "visitor")
     assert isinstance(last, Finished) and last.video.stat().st_size > 1000
+
+
+def test_visitors_files_go_by_themselves(tiny_checkpoint, media_files, tmp_path, monkeypatch):
+    """On a server of its own, where an hour is over at once."""
+    ensure_ffmpeg()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path))
+    monkeypatch.setattr("avdit.demo.service.CLEANED_EVERY", 0.5)
+    service = Service(tiny_checkpoint, bfloat16=False)
+    demo = create_demo(service)
+    _, url, _ = demo.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    try:
+        client = Client(url, verbose=False, httpx_kwargs={"timeout": 300})
+        made = client.predict(**QUICK, video=handle_file(media_files.video), api_name="/video_to_audio")
+        assert Path(clip_of(made)).stat().st_size > 1000  # the visitor's own copy
+        assert any(service.folder.iterdir()) and any(tmp_path.iterdir())
+        service.kept_seconds = 0.5
+        wait_until(lambda: not any(service.folder.iterdir()), 60, "what was made stays")
+        wait_until(lambda: not [path for path in tmp_path.rglob("*") if path.is_file()], 60, "an upload stays")
+        service.kept_seconds = 3600
+        assert clip_of(client.predict(**QUICK, api_name="/generate"))
+    finally:
+        demo.close()
 
 
 def test_newest_files_stay_within_the_limit(tmp_path):

@@ -28,6 +28,7 @@ from avdit.demo.service import Chunk, Finished, Service, parse_seed
 from avdit.generate import SAMPLERS, Request
 from avdit.geometry import ClipGeometry
 from avdit.machine import usable_cores, use_bfloat16
+from avdit.media import read_recipe
 from avdit.pipeline import AVDiTPipeline
 
 # https://huggingface.co/docs/hub/spaces-config-reference
@@ -87,6 +88,7 @@ def test_every_class_has_an_example_that_the_model_made():
     """Made with ``python -m benchmarks.page_examples``; small, for they travel with every clone."""
     for label in CLASSES:
         example = example_of(label)
+        assert example.recipe == read_recipe(example.video)
         assert example.recipe["class"] == label and len(example.recipe["weights_sha256"]) == 64
         result = example.result(ClipGeometry())
         assert result.frames.shape == (16, 256, 256, 3) and len(result.audio) == pytest.approx(25600, abs=1100)

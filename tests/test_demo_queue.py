@@ -1,14 +1,16 @@
 """More visitors than can be served: each learns its place in the queue, or that it is full."""
 
 import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from demo_helpers import PATIENCE, open_page, press, screenshot, status_has, wait_until
+from demo_helpers import PATIENCE, open_page, press, screenshot, set_number, status_has, wait_until
 from gradio_client import Client
 from playwright.sync_api import expect
 
+from avdit.demo.examples import Example
 from avdit.demo.handlers import CLIPS_AT_ONCE
 from avdit.demo.ui import QUEUE_LENGTH
 
@@ -54,6 +56,37 @@ def test_place_in_the_queue_is_shown_and_can_be_given_up(crowd, service, local, 
     screenshot(page, "queue")
     press(page, "Stop")
     status_has(page, "stopped")
+    page.close()
+
+
+def test_late_example_never_replaces_a_visitors_own_clip(service, local, browser, monkeypatch):
+    """A starved server answers what was asked for first last: the page then goes on showing what was asked for last."""
+    page, held, release, begun = open_page(browser, local), [], threading.Event(), threading.Event()
+    drawn = Example.result
+
+    def draw_late(*arguments):
+        begun.set()
+        release.wait(PATIENCE / 1000)
+        return drawn(*arguments)
+
+    monkeypatch.setattr(Example, "result", draw_late)
+    page.route("**/gradio_api/run/**", lambda route: held.append(route))
+    page.get_by_role("radio", name="thunder").check()
+    status_has(page, "Example: thunder")  # without a word from the server
+    wait_until(begun.is_set, PATIENCE / 1000, "no plot is drawn")
+    set_number(page, "Steps", 1)
+    press(page, "Generate")
+    status_has(page, "1.6 s of clip")
+    plot = page.locator("#plot img")
+    expect(plot).to_be_visible()
+    shown = [page.locator("#clip video").get_attribute("src"), plot.get_attribute("src")]
+    release.set()
+    for route in held:
+        route.continue_()
+    page.get_by_role("radio", name="raining").check()
+    page.wait_for_timeout(3000)
+    assert [page.locator("#clip video").get_attribute("src"), plot.get_attribute("src")] == shown
+    expect(page.locator("#status")).to_contain_text("1.6 s of clip")
     page.close()
 
 

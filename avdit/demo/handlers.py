@@ -111,10 +111,6 @@ class Handlers:
         """End the visitor's work."""
         self.service.stop(visitor.session_hash or "")
 
-    def busy(self, visitor: gr.Request) -> bool:
-        """Whether work of the visitor's is under way or waits."""
-        return bool(self.service.running.get(visitor.session_hash or ""))
-
     def change(
         self,
         visitor: gr.Request,

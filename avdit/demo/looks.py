@@ -103,8 +103,10 @@ def status(text: str, step: int = 0, steps: int = 0, preview: str | None = None,
 
 
 # What the page does in the browser, at the click: it answers at once, and a clip that plays gives way to the work.
+# From then on what is shown is the visitor's own, which no example replaces that nobody asked for.
 ASKING = "asking for a place in the queue"
 ASKED = f"""() => {{
+  document.documentElement.dataset.own = "yes";
   document.documentElement.dataset.stopped = "";
   document.querySelectorAll('#stage video').forEach(video => video.pause());
   return {json.dumps(status(ASKING, 0, 1))};
@@ -116,8 +118,6 @@ NOTE_STOP = "() => { document.documentElement.dataset.stopped = 'yes'; }"
 NOT_BEGUN = f"""line => document.documentElement.dataset.stopped ? {json.dumps(STOPPED)} : line.includes({
     json.dumps(ASKING)
 }) ? {json.dumps(status("The page is busy or out of reach: try again in a minute", wrong=True))} : line"""
-# In place of the line: whether what was asked for waits for its place in the queue, of which the server knows nothing.
-SAY_IF_BUSY = "(label, own, pack) => [label, own, pack, document.querySelector('#status progress') ? 'busy' : '']"
 
 
 def script() -> str:

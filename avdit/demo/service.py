@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from avdit.pipeline import AVDiTPipeline
 
 KEPT_SECONDS = 3600  # how long a visitor's files stay
+CLEANED_EVERY = 60  # seconds
 KEPT_BYTES = 4 * 2**30  # of what visitors made, and of what they uploaded and were sent; the newest
 PREVIEWS = 4  # looks at the picture while a window is made
 PREVIEW_FRAMES = 4  # frames in each of them
@@ -108,6 +110,8 @@ class Service:
         self._model: tuple[AVDiTPipeline, Preview] | None = None
         self._outputs = tempfile.TemporaryDirectory(prefix="avdit-clips-", ignore_cleanup_errors=True)
         self.folder = Path(self._outputs.name)
+        self.kept_seconds = KEPT_SECONDS
+        threading.Thread(target=_clean_up, args=(weakref.ref(self),), daemon=True).start()
         self.turns = Turns()
         self.running: dict[str, set[threading.Event]] = {}  # what stops the works of a visitor's session
         self.live: dict[str, dict[str, Any]] = {}  # what a visitor has changed while the stream plays
@@ -312,9 +316,17 @@ class Service:
                 raise
 
     def remove_old_files(self) -> None:
-        """Remove what visitors made or uploaded more than an hour ago, and the oldest of what is more than is kept."""
-        keep_newest(self.folder, KEPT_SECONDS, KEPT_BYTES)
-        keep_newest(Path(get_upload_folder()), KEPT_SECONDS, KEPT_BYTES)
+        """Remove what visitors made or uploaded long ago, and the oldest of what is more than is kept."""
+        for folder in (self.folder, Path(get_upload_folder())):
+            keep_newest(folder, self.kept_seconds, KEPT_BYTES)
+
+
+def _clean_up(service: "weakref.ref[Service]") -> None:
+    """Remove old files again and again as long as the service is there, whether or not anyone comes."""
+    while (alive := service()) is not None:
+        alive.remove_old_files()
+        del alive
+        time.sleep(CLEANED_EVERY)
 
 
 def fit_preview(checkpoint: Checkpoint, pipe: "AVDiTPipeline") -> "Preview":

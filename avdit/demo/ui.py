@@ -10,16 +10,14 @@ import gradio as gr
 from avdit.demo.api import add_endpoints
 from avdit.demo.controls import (
     SAMPLES,
-    SURPRISE,
     chosen,
     class_gallery,
     fitting_sampler,
-    one_of,
     sample_buttons,
     sampler_choice,
 )
 from avdit.demo.encoder import use_patient_encoder
-from avdit.demo.examples import FOLDER, example_of
+from avdit.demo.examples import FOLDER, SHOW_PLOT, example_of, show_example, shown_examples
 from avdit.demo.handlers import MODES, Handlers, Mode, lane
 from avdit.demo.links import link_html, read_link
 from avdit.demo.looks import (
@@ -27,7 +25,6 @@ from avdit.demo.looks import (
     INTRO,
     NOT_BEGUN,
     NOTE_STOP,
-    SAY_IF_BUSY,
     STOPPED,
     picture_data,
     script,
@@ -98,6 +95,8 @@ def create_demo(service: Service) -> gr.Blocks:
                             "Play an example", elem_id="watch", size="md", min_width=0, visible=first is not None
                         )
                 plot = gr.Plot(label="Spectrogram, motion and onsets", show_label=False, elem_id="plot", visible=False)
+                drawn = gr.Plot(visible=False)  # that of an example, until the browser shows it
+                ready = gr.JSON(shown_examples(service.packs, service.weights), visible=False)
                 with gr.Row(elem_classes="together"):
                     mp4 = gr.DownloadButton("Clip (MP4)", interactive=False, elem_id="mp4", size="md")
                     wav = gr.DownloadButton("Sound (WAV)", interactive=False, elem_id="wav", size="md")
@@ -107,7 +106,6 @@ def create_demo(service: Service) -> gr.Blocks:
 
         settings = [class_label, steps, guidance, audio_guidance, seed, randomize, sampler]
         outputs = [player, live, look, seed, plot, recipe, link, mp4, wav]
-        own = gr.State(False)  # whether the player shows the visitor's own work, which no example may replace
         opened = demo.load(
             _open_link(service, clip.seconds),
             None,
@@ -116,39 +114,38 @@ def create_demo(service: Service) -> gr.Blocks:
             show_progress="hidden",  # through the queue, which carries warnings to the page
         )
         quiet = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        shown = [player, live, look, recipe, link, mp4, wav, own]
-        examples = []
         # Turbo has steps of its own and no guidance: who sets these wants another sampler. In the browser, at once.
         leave_turbo = f"name => name === '{TURBO}' ? '{SAMPLERS[0]}' : name"
         for control in (steps, guidance, audio_guidance):
             control.input(None, sampler, sampler, js=leave_turbo, **quiet)
         other = pack.input(_open_pack(service), [pack, sampler], [class_label, sampler], **quiet)
+        plots = []
         for event, asked, plays in (
             (opened.then, False, False),
             (other.then, False, True),
             (class_label.input, False, True),
             (watch.click, True, True),
         ):
-            # Whoever leafs through the classes wants each at once, and its plot, which takes a while, where they stay.
+            # In the browser, so that each comes at once, and never after a click that asked for something else. The
+            # server draws the plot, which takes a while, where the visitor stays; the browser shows it or not.
             show = event(
-                _show_example(handlers, asked, plays),
-                [class_label, own, pack, look],
-                shown,
-                trigger_mode="multiple",
-                js=SAY_IF_BUSY,
+                None,
+                [ready, class_label, pack],
+                [player, live, look, recipe, link, mp4, wav],
+                js=show_example(asked, plays),
                 **quiet,
             )
-            examples.append(
-                show.then(
-                    _plot_example(handlers),
-                    [recipe, own],
-                    plot,
-                    trigger_mode="always_last",
-                    concurrency_id="example",
-                    api_visibility="private",
-                    show_progress="hidden",
-                )
+            plot_it = show.then(
+                _plot_example(handlers),
+                recipe,
+                drawn,
+                trigger_mode="always_last",
+                concurrency_id="example",
+                api_visibility="private",
+                show_progress="hidden",
             )
+            plot_it.success(None, drawn, plot, js=SHOW_PLOT, **quiet)
+            plots.append(plot_it)
 
         events: dict[str, list] = {}
         for name, mode in MODES.items():
@@ -156,7 +153,7 @@ def create_demo(service: Service) -> gr.Blocks:
             work = {
                 "fn": _work(handlers, name, mode),
                 "inputs": [*settings, *inputs, pack],
-                "outputs": [*outputs, own],
+                "outputs": outputs,
                 "trigger_mode": "multiple",  # a click right after Stop counts; a second one ends the first one's work
                 "api_visibility": "private",
                 **lane(streams=name == "stream"),
@@ -165,9 +162,7 @@ def create_demo(service: Service) -> gr.Blocks:
                 "scroll_to_output": True,
             }
             for one in (button, *samples[name]):
-                # At once, in the browser, which does one thing after the other. The plot of an example that is still
-                # on its way must not replace what begins here.
-                one.click(None, None, look, js=ASKED, cancels=examples, **quiet)
+                one.click(None, None, look, js=ASKED, cancels=plots, **quiet)  # at once, in the browser
             events[name] = [button.click(**work)]
             for one, (label, file) in samples[name].items():
                 fill = one.click(
@@ -245,7 +240,6 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
         last, came = None, 0.0  # the latest piece of a stream, and when it came
         shown = [gr.update(visible=not streams), gr.update(visible=streams)]
         plot = gr.update(visible=False)  # that of the last clip says nothing of this one
-        mine = True  # from the first report on
         handlers.stop(visitor)  # one page shows one work at a time
         try:
             for request, report in handlers.reports(mode, visitor, *values):
@@ -262,16 +256,16 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
                         text = f"{request.class_label}: waiting for {what}"
                         text += f", {report.before} before it" if report.before else ""
                     bar = status(text, report.step, report.steps, preview)
-                    yield *shown, bar, seed, plot, *[unchanged] * 4, mine
+                    yield *shown, bar, seed, plot, *[unchanged] * 4
                 elif isinstance(report, Finished):
                     result = report.result
                     made = f"{len(result.frames) / result.fps:.1f} s of clip in {result.wall_s:.1f} s, seed {seed}"
                     clip = gr.update(value=str(report.video), autoplay=True)
                     files = [gr.update(value=str(file), interactive=True) for file in (report.video, report.audio)]
                     link = link_html(result.recipe, name)
-                    yield clip, unchanged, status(made), seed, plot, result.recipe, link, *files, mine
+                    yield clip, unchanged, status(made), seed, plot, result.recipe, link, *files
                     # After the clip, which can be watched while it is drawn.
-                    yield *[unchanged] * 4, _plot(result), *[unchanged] * 5
+                    yield *[unchanged] * 4, gr.update(value=_figure(result), visible=True), *[unchanged] * 4
                 else:
                     facts = [unchanged] * 4
                     if last is None:  # the recipe of the whole stream; there is no file of it
@@ -279,54 +273,35 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
                         facts = [made, link_html(made, name), *[gr.update(interactive=False)] * 2]
                     last, came, preview = report, time.monotonic(), None
                     line = status(stream_line(report), report.steps, report.steps)
-                    yield unchanged, str(report.video), line, seed, unchanged, *facts, mine
-                shown, plot, mine = [unchanged] * 2, unchanged, unchanged
+                    yield unchanged, str(report.video), line, seed, unchanged, *facts
+                shown, plot = [unchanged] * 2, unchanged
         except gr.Error as error:  # as a message that goes away, and here, where it stays
-            yield unchanged, unchanged, status(str(error.message), wrong=True), *[unchanged] * 7
+            yield unchanged, unchanged, status(str(error.message), wrong=True), *[unchanged] * 6
             raise
         if last is not None and last.seconds >= STREAM_SECONDS:
             line = f"The stream ended by itself after {last.seconds / 60:.0f} minutes: start another"
-            yield unchanged, unchanged, status(line), *[unchanged] * 7
+            yield unchanged, unchanged, status(line), *[unchanged] * 6
 
     return work
-
-
-def _show_example(handlers: Handlers, asked: bool, plays: bool) -> Callable:
-    """What shows the ready clip of the chosen class; where it was not ``asked`` for, in the place of another only."""
-
-    def show(visitor: gr.Request, label: str, own: bool, pack: str, busy: str) -> tuple:
-        packs = {name: [c for c in classes if example_of(c)] for name, classes in handlers.service.packs.items()}
-        example = example_of(one_of(packs, pack, label)) if label != SURPRISE or packs[pack] else None
-        # Work may have begun between the choice and this: it is not ended by an example that nobody asked for.
-        if example is None or (not asked and (own or busy or handlers.busy(visitor))):
-            return (gr.skip(),) * 8
-        clip = gr.update(value=str(example.video), autoplay=plays, visible=True)
-        line = status(example.line(handlers.service.weights))
-        link = link_html(example.recipe, "generate")
-        files = gr.update(value=str(example.video), interactive=True), gr.update(interactive=False)
-        # Unasked it was nobody's work before; to say so again might come after a click on Generate and undo it.
-        return clip, gr.update(visible=False), line, example.recipe, link, *files, False if asked else gr.skip()
-
-    return show
 
 
 def _plot_example(handlers: Handlers) -> Callable:
     """What draws the plot of the example that is shown."""
 
-    def plot(recipe: dict | None, own: bool) -> dict[str, Any]:
-        example = example_of(recipe["class"]) if recipe and not own else None
-        if example is None:
+    def plot(recipe: dict | None) -> Any:
+        example = example_of(recipe["class"]) if recipe else None
+        if example is None or example.recipe != recipe:
             return gr.skip()
         handlers.service.load()  # which comes first, for it is what a click may be waiting for
-        return _plot(example.result(handlers.service.checkpoint.geometry))
+        return _figure(example.result(handlers.service.checkpoint.geometry))
 
     return plot
 
 
-def _plot(result: Result) -> dict[str, Any]:
+def _figure(result: Result) -> Any:
     from avdit.demo.plots import synchrony_figure  # late: the start need not wait for matplotlib
 
-    return gr.update(value=synchrony_figure(result), visible=True)
+    return synchrony_figure(result)
 
 
 def _open_link(service: Service, seconds: float) -> Callable:
