@@ -141,6 +141,18 @@ def test_phone_shows_everything_without_scrolling_sideways(address, browser, sch
     page.close()
 
 
+def test_every_mode_is_in_sight_at_any_width(page):
+    """None is hidden behind three dots, no line is a column of words, and nothing scrolls sideways."""
+    for width in (390, 480, 600, 720, 820, 900, 950, 1040, 1100, 1250, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        for title in ("Generate", "Endless stream", "Video → sound", "Sound → video", "Picture → clip"):
+            expect(page.get_by_role("tab", name=title, exact=True)).to_be_visible()
+        status = page.locator("#status p")
+        lines = status.evaluate("p => p.offsetHeight / parseFloat(getComputedStyle(p).lineHeight)")
+        assert lines < 2.5, (width, status.inner_text())
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"), width
+
+
 def test_keyboard_chooses_a_class_and_starts(page):
     page.get_by_role("radio", name="explosion").focus()
     page.keyboard.press("Tab")

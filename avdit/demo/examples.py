@@ -80,8 +80,14 @@ def shown_examples(packs: Packs, weights: str) -> dict[str, dict[str, Any]]:
 
 
 def show_example(asked: bool, plays: bool) -> str:
-    """What shows the ready clip of the chosen class in the browser; where it was not ``asked`` for, in the place of
-    another only. It gives values for the player, the stream's, the line, the recipe, its link and both downloads."""
+    """What shows the ready clip of the chosen class in the browser.
+
+    It gives values for the player, the stream's, the line, the recipe, its link and both downloads.
+
+    Args:
+        asked: Show it in the place of a clip of the visitor's own, too; otherwise in that of another example only.
+        plays: Play it at once; otherwise it is what the page opens with, unless a class has been chosen by then.
+    """
     return f"""(ready, label, pack) => {{
       const page = document.documentElement.dataset;
       if ({json.dumps(asked)}) page.own = "";
@@ -89,7 +95,8 @@ def show_example(asked: bool, plays: bool) -> str:
       const example = ready[pack][
         label === {json.dumps(SURPRISE)} ? labels[Math.floor(Math.random() * labels.length)] : label
       ];
-      if (!example || page.own) return [];
+      if (!example || page.own || ({json.dumps(not plays)} && page.chosen)) return [];
+      page.chosen = "yes";
       const update = (values) => ({{ __type__: "update", ...values }});
       const url = new URL("gradio_api/file=" + encodeURI(example.video), location.href).href;
       const orig_name = url.split("/").pop();
