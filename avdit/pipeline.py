@@ -14,6 +14,7 @@ from torch import Tensor
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.avdit import AVDiT
+from avdit.models.config import PortableConfig
 from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.models.schedule import draw_noise
 from avdit.models.video_codec import VideoCodec
@@ -33,7 +34,7 @@ class AVDiTPipelineOutput(BaseOutput):
     sampling_rate: int
 
 
-class AVDiTPipeline(PackMixin, DiffusionPipeline):
+class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
     """Joint generation of video and audio, and each from the other.
 
     Example:

@@ -3,17 +3,18 @@
 from typing import Any
 
 import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
 
 from avdit.geometry import ClipGeometry
 from avdit.models.adapters import BlockAdapters, Interaction
+from avdit.models.config import PortableConfig
 from avdit.models.dit import DiT, DiTBlock, FinalLayer, LabelEmbedder, PatchEmbed, modulate, sincos_2d
 
 
-class AVDiT(ModelMixin, ConfigMixin):
+class AVDiT(ModelMixin, PortableConfig):
     """The joint model of arXiv 2406.07686: a frozen :class:`DiT` and the adapters in and round it.
 
     Args:

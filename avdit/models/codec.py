@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from torch import Tensor, nn
 
+from avdit.models.config import PortableConfig
+
 # How a row of nearest-neighbour doubling spreads the 3 taps of a convolution over the 4 of a transposed one.
 SPREAD = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 
@@ -31,7 +33,7 @@ class Upsample(nn.Module):
         return F.conv_transpose2d(x, kernel, self.conv.bias, stride=2, padding=1)
 
 
-class LatentCodec(ModelMixin, ConfigMixin):
+class LatentCodec(ModelMixin, PortableConfig):
     """Autoencoder of 2-D maps whose latents have mean 0 and scale 1 in every channel.
 
     Folding ``unshuffle`` x ``unshuffle`` cells into channels first moves the convolutions to a coarser

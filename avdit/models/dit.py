@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin
 from diffusers.configuration_utils import register_to_config
 from einops import rearrange
 from torch import Tensor, nn
+
+from avdit.models.config import PortableConfig
 
 SHORT_SEQUENCE = 128  # up to here plain softmax attention trains faster than the fused call on a CPU
 
@@ -145,7 +147,7 @@ class FinalLayer(nn.Module):
         return self.linear(modulate(self.norm_final(x), shift, scale))
 
 
-class DiT(ModelMixin, ConfigMixin):
+class DiT(ModelMixin, PortableConfig):
     """Diffusion transformer over image latents.
 
     Args:
