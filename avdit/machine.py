@@ -1,10 +1,12 @@
 """What the machine is good at: number format by measurement, and the cores that are ours."""
 
+import contextlib
 import functools
 import math
 import os
 import platform
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -50,6 +52,23 @@ def usable_cores() -> int:
         return count
 
 
+@functools.cache
+def own_threads() -> int:
+    """Threads that torch works with in this process as a whole, as it was set when this was first asked."""
+    return torch.get_num_threads()
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch use ``count`` threads in this thread; each has a number of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def processor() -> str:
     """The processor's name, and what it multiplies matrices of 16 and of 8 bits with."""
     try:
@@ -70,3 +89,9 @@ def fast_dtype(device: torch.device) -> torch.dtype:
 def fast_precision(device: torch.device) -> torch.autocast:
     """Computing in the number format that ``device`` is fast in, for a ``with`` statement."""
     return torch.autocast(device.type, torch.bfloat16, enabled=fast_dtype(device) is torch.bfloat16)
+
+
+def precision_here(device: torch.device) -> torch.autocast:
+    """What this thread computes in now, for a ``with`` statement in another thread, which does not know of it."""
+    enabled = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, torch.get_autocast_dtype(device.type) if enabled else None, enabled=enabled)

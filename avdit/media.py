@@ -93,7 +93,6 @@ def write_clip(
     fps: int,
     sampling_rate: int,
     metadata: dict[str, Any] | None = None,
-    exact: bool = False,
 ) -> Path:
     """Write an mp4 (H.264 yuv420p, AAC, faststart) whole or not at all.
 
@@ -101,8 +100,6 @@ def write_clip(
         frames: (F, H, W, 3) in [0, 1]; H and W even.
         audio: (samples,) in [-1, 1]; cut or padded to the picture's length.
         metadata: The recipe, kept as JSON in the file's comment.
-        exact: Keep every sample of the sound and none more (ALAC). AAC fills its last frame up, which in a stream of
-            clips adds up: the sound of each would end later than its picture.
 
     Raises:
         MediaError: where the file cannot be written, or the clip holds values that are no numbers.
@@ -124,9 +121,6 @@ def write_clip(
         picture = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=size, framerate=fps)
         options = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 18, "preset": "veryfast", "r": fps}
         options |= {"acodec": "aac", "audio_bitrate": "128k", "ar": sampling_rate, "movflags": "+faststart"}
-        if exact:
-            options["acodec"] = "alac"
-            del options["audio_bitrate"]
         if metadata is not None:
             options["metadata"] = f"comment={json.dumps(metadata)}"
         stream = ffmpeg.output(picture.video, sound.audio, str(work / "clip.mp4"), t=count / fps, **options)

@@ -87,7 +87,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         num_inference_steps: int,
         guidance_start: float,
         output_type: str,
-        given_frames: int,
+        given_latents: tuple[Tensor, Tensor] | None,
         video: Array | None,
         audio: Array | None,
         image: Array | None,
@@ -106,14 +106,8 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
             raise ValueError(f"num_inference_steps = {num_inference_steps!r} must be a whole number from 1 to 1000")
         if output_type not in ("np", "pt", "latent"):
             raise ValueError(f"output_type {output_type!r} must be 'np', 'pt' or 'latent'")
-        if not 0 <= given_frames < self.geometry.frames:
-            raise ValueError(f"given_frames = {given_frames} must be from 0 to {self.geometry.frames - 1}")
-        if given_frames and (video is None or audio is None):
-            raise ValueError("given_frames continues a clip: give both its video and its audio")
-        if given_frames and image is not None:
-            raise ValueError("given_frames continues a clip: leave out the image")
-        if not given_frames and sum(part is not None for part in (video, audio, image)) > 1:
-            raise ValueError("give one of video, audio and image, or video and audio with given_frames")
+        if sum(part is not None for part in (video, audio, image, given_latents)) > 1:
+            raise ValueError("give one of video, audio, image and given_latents")
         for name in callback_tensors:
             if name not in self._callback_tensor_inputs:
                 raise ValueError(f"callback tensor {name!r} must be one of {', '.join(self._callback_tensor_inputs)}")
@@ -169,7 +163,12 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
 
     @torch.no_grad()
     def encode_conditions(
-        self, video: Array | None, audio: Array | None, image: Array | None, given_frames: int, batch: int
+        self,
+        video: Array | None,
+        audio: Array | None,
+        image: Array | None,
+        given_latents: tuple[Tensor, Tensor] | None,
+        batch: int,
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
         """Clean latents of what is given, and which frames (F,) and audio columns (M,) it covers."""
         clip, device = self.geometry, self._execution_device
@@ -186,7 +185,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         if video is not None:
             pixels = torch.as_tensor(video, dtype=self.video_codec.dtype, device=device)
             pixels = pixels.unsqueeze(0) if pixels.ndim == 4 else pixels
-            count = 1 if image is not None else given_frames or clip.frames
+            count = 1 if image is not None else clip.frames
             if pixels.shape[1] < count or tuple(pixels.shape[2:]) != (clip.height, clip.width, 3):
                 raise ValueError(
                     f"the picture given is {tuple(pixels.shape[1:])}; it must be at least {count} frames of "
@@ -200,13 +199,23 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         if audio is not None:
             sound = torch.as_tensor(audio, dtype=torch.float32, device=device)  # of 8 bits it would hiss
             sound = sound.unsqueeze(0) if sound.ndim == 1 else sound
-            count = clip.columns_of(given_frames or clip.frames)
-            wanted = clip.samples_of(given_frames or clip.frames)
-            if sound.shape[1] < wanted:
-                raise ValueError(f"the sound given has {sound.shape[1]} samples; it must have at least {wanted}")
-            sound = torch.nn.functional.pad(sound[:, : clip.samples], (0, max(0, clip.samples - sound.shape[1])))
-            audio_latents = self.audio_codec.encode(sound).float().expand(batch, -1, -1, -1)
-            columns[:count] = True
+            if sound.shape[1] < clip.samples:
+                raise ValueError(f"the sound given has {sound.shape[1]} samples; it must have at least {clip.samples}")
+            audio_latents = self.audio_codec.encode(sound[:, : clip.samples]).float().expand(batch, -1, -1, -1)
+            columns[:] = True
+        if given_latents is not None:
+            picture, sound = given_latents
+            count, steps = picture.shape[1], sound.shape[2]
+            if not (0 < count < clip.frames and 0 < steps < clip.audio_latent_shape[1]):
+                raise ValueError(
+                    f"the latents given are of {count} frames and {steps} steps of sound; they must be at least 1 and "
+                    f"fewer than the clip's {clip.frames} and {clip.audio_latent_shape[1]}"
+                )
+            video_latents = torch.zeros(batch, clip.frames, *clip.video_latent_shape, device=device)
+            audio_latents = torch.zeros(batch, *clip.audio_latent_shape, device=device)
+            video_latents[:, :count], audio_latents[:, :, :steps] = picture, sound
+            frames[:count] = True
+            columns[: steps // clip.audio_patch[0]] = True
         return video_latents, audio_latents, frames.to(device), columns.to(device)
 
     @torch.no_grad()
@@ -230,7 +239,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         video: Array | None = None,
         audio: Array | None = None,
         image: Array | None = None,
-        given_frames: int = 0,
+        given_latents: tuple[Tensor, Tensor] | None = None,
         latents: tuple[Tensor, Tensor] | None = None,
         turbo: bool = False,
         output_type: str = "np",
@@ -251,7 +260,8 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
             video: Frames (F, H, W, 3) in [0, 1] that are given: their sound is made.
             audio: Samples (n,) that are given: their picture is made.
             image: First frame (H, W, 3) in [0, 1].
-            given_frames: Continue: so many first frames of ``video`` and their sound of ``audio`` are given.
+            given_latents: Continue: clean latents (B, n, C, h, w) of the first frames and (B, C, t, f) of their sound,
+                such as the last ones of the clip before; of sound, whole audio columns are used.
             latents: Noise of picture and sound, in place of drawing it.
             turbo: Use the pack's turbo adapters: their own few steps, no guidance, the sampler ``ddim``.
             output_type: ``np``, ``pt`` or ``latent``.
@@ -267,7 +277,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
             num_inference_steps,
             guidance_start,
             output_type,
-            given_frames,
+            given_latents,
             video,
             audio,
             image,
@@ -292,7 +302,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                 raise ValueError(f"the latents of the {name} are {tuple(part.shape)}; they must be {wanted}")
         # Latents stay in 32-bit floats whatever the networks compute in: small steps must not be rounded away.
         video_latents, audio_latents = video_latents.to(device).float(), audio_latents.to(device).float()
-        clean_video, clean_audio, frames, columns = self.encode_conditions(video, audio, image, given_frames, batch)
+        clean_video, clean_audio, frames, columns = self.encode_conditions(video, audio, image, given_latents, batch)
         keep_video = frames.view(1, -1, 1, 1, 1)
         keep_audio = columns.repeat_interleave(self.geometry.audio_patch[0]).view(1, 1, -1, 1)
 

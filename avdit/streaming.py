@@ -1,12 +1,16 @@
 """Clips longer than the model's: window after window, each continuing the last."""
 
 import contextlib
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
+
+from avdit.machine import own_threads, precision_here, threads
 
 if TYPE_CHECKING:
     from avdit.pipeline import AVDiTPipeline
@@ -15,6 +19,16 @@ OVERLAP = 4  # frames of the last window that the next one is given
 FADE_SECONDS = 0.01  # of sound over which two windows are blended
 
 Window = tuple[np.ndarray, np.ndarray]  # frames (F, H, W, 3) in [0, 1], their sound (samples,)
+
+
+@dataclass
+class Denoised:
+    """A window that is not decoded yet."""
+
+    video: Tensor  # (1, F, C, h, w)
+    audio: Tensor  # (1, C, T, f)
+    continues: bool  # the scene of the window before
+    precision: torch.autocast  # in which it was computed
 
 
 def windows(
@@ -27,42 +41,81 @@ def windows(
 ) -> Iterator[Window]:
     """``count`` windows, or endless ones, of new frames and exactly the sound that lasts as long as they do.
 
-    The first is a whole clip. While the class stays, every other one is made from the last ``OVERLAP`` frames and
-    their sound. Where the class changes, a new scene begins, and the old one dissolves into it over those frames.
-    Each window but the last keeps back these frames with their sound, for the next one to join them; so each
+    The first is a whole clip. While the class stays, every other one is made from the latents of the last ``OVERLAP``
+    frames and of their sound. Where the class changes, a new scene begins, and the old one dissolves into it over those
+    frames. Each window but the last keeps back these frames with their sound, for the next one to join them; so each
     comes out ``frames - OVERLAP`` long, and picture and sound never drift apart.
+
+    On a CPU one half of the threads denoises the next window while the other half decodes the last one: neither waits
+    at every operation for a thread that something else on the machine, such as a browser, keeps from its core.
 
     Args:
         settings: Asked before each window for the arguments of the pipeline's call (``class_labels`` at least) and
             its ``sampler``, so that all of them can change while the stream runs.
         given: What the first window starts from: ``video``, ``audio`` or ``image``, as the pipeline takes it.
-        turn: Entered for the work of each window; several streams share one model by taking turns.
+        turn: Entered for the denoising of each window; several streams share one model by taking turns.
     """
-    clip = pipe.geometry
+    clip, all_threads = pipe.geometry, own_threads()
     overlap, fade = clip.samples_of(OVERLAP), round(FADE_SECONDS * clip.sampling_rate)
     held: Window | None = None
-    label = None
-    for number in itertools.count(1):
-        with turn():
-            now = settings()
-            pipe.set_sampler(now.pop("sampler", "ddim"))
-            condition: dict[str, Any] = given or {} if held is None else {}
-            continues = held is not None and now["class_labels"] == label
-            if continues:
-                condition = {"video": held[0], "audio": held[1], "given_frames": OVERLAP}
-            made = pipe(**now, generator=generator, **condition, output_type="latent")
+    halves = pipe._execution_device.type == "cpu" and all_threads > 1
+    made = denoised(pipe, settings, generator, count, given, turn, all_threads - all_threads // 2 if halves else None)
+    for number, window in enumerate(one_ahead(made) if halves else made, 1):
+        alone = not halves or number in (1, count)  # nothing is denoised beside it
+        with threads(all_threads if alone else all_threads // 2), window.precision:
             # Of a continuation the first frames are there already.
-            frames, audio = pipe.decode(made.frames[:, OVERLAP if continues else 0 :], made.audio)
-        label = now["class_labels"]
-        window = frames[0], audio[0]
+            frames, audio = pipe.decode(window.video[:, OVERLAP if window.continues else 0 :], window.audio)
+        part = frames[0], audio[0]
         if held is not None:
-            window = continued(held, window, fade) if continues else dissolved(held, window)
-        frames, audio = window
+            part = continued(held, part, fade) if window.continues else dissolved(held, part)
+        frames, audio = part
         if number == count:
-            yield window
+            yield part
             return
         held = frames[-OVERLAP:], audio[-overlap:]
         yield frames[:-OVERLAP], audio[:-overlap]
+
+
+def denoised(
+    pipe: "AVDiTPipeline",
+    settings: Callable[[], dict[str, Any]],
+    generator: torch.Generator,
+    count: int | None,
+    given: dict[str, np.ndarray] | None,
+    turn: Callable[[], contextlib.AbstractContextManager],
+    beside: int | None,
+) -> Generator[Denoised, None, None]:
+    """The windows of ``windows`` before they are decoded; all but the first with ``beside`` threads, or with all."""
+    condition: dict[str, Any] = given or {}
+    sound_steps = pipe.geometry.audio_latent_shape[1] * OVERLAP // pipe.geometry.frames
+    label, number, outer = None, 0, precision_here(pipe._execution_device)
+    while count is None or number < count:
+        with outer, turn(), threads(own_threads() if number == 0 or beside is None else beside):
+            now = settings()
+            pipe.set_sampler(now.pop("sampler", "ddim"))
+            continues = number > 0 and now["class_labels"] == label
+            made = pipe(
+                **now, generator=generator, **(condition if continues or number == 0 else {}), output_type="latent"
+            )
+            precision = precision_here(pipe._execution_device)
+        label, number = now["class_labels"], number + 1
+        condition = {"given_latents": (made.frames[:, -OVERLAP:], made.audio[:, :, -sound_steps:])}
+        yield Denoised(made.frames, made.audio, continues, precision)
+
+
+def one_ahead(items: Generator[Denoised, None, None]) -> Iterator[Denoised]:
+    """The same items; from the second one on, each is made in a thread of its own while the last one is used."""
+    try:
+        if (item := next(items, None)) is None:
+            return
+        yield item  # at once: nobody who waits for the first one shares the machine with the second
+        with ThreadPoolExecutor(1, "avdit-denoiser") as worker:
+            coming = worker.submit(next, items, None)
+            while (item := coming.result()) is not None:
+                coming = worker.submit(next, items, None)
+                yield item
+    finally:
+        items.close()
 
 
 def continued(held: Window, window: Window, fade: int) -> Window:
@@ -94,9 +147,9 @@ class CleanEstimate:
     """
 
     def __init__(self) -> None:
-        self._before: torch.Tensor | None = None
+        self._before: Tensor | None = None
 
-    def update(self, pipe: "AVDiTPipeline", index: int, latents: torch.Tensor) -> torch.Tensor:
+    def update(self, pipe: "AVDiTPipeline", index: int, latents: Tensor) -> Tensor:
         """The estimate (B, F, C, h, w) after step ``index``; of the first step, whose start is not known, the latents.
 
         Args:

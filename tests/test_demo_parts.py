@@ -112,7 +112,7 @@ def test_status_is_announced_and_escaped():
 
 @pytest.mark.parametrize(("steps", "advice"), [(12, True), (4, False)])
 def test_line_of_a_stream_counts_down_and_says_what_makes_a_slow_machine_faster(steps, advice):
-    chunk = Chunk(Path("x"), "thunder", steps, windows=4, seconds=4.8, speed=0.5, first_picture_s=1, ahead_s=2.4)
+    chunk = Chunk(Path("x"), 1.2, "thunder", steps, windows=4, seconds=4.8, speed=0.5, first_picture_s=1, ahead_s=2.4)
     assert "2.0 windows (2.4 s) buffered" in stream_line(chunk)
     assert "1.0 windows (1.2 s) buffered" in stream_line(chunk, 1.2)
     assert "0.0 windows (0.0 s) buffered" in stream_line(chunk, 99)

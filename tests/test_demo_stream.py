@@ -1,38 +1,24 @@
 """The endless stream: it plays, follows the visitor, stops, and leaves nothing behind."""
 
-import contextlib
 import multiprocessing
 import re
-import signal
 import threading
 import time
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from demo_helpers import PATIENCE, open_page, press, screenshot, set_number, status_has, tab, wait_until
 from gradio_client import Client
 from playwright.sync_api import expect
 
-from avdit.demo.encoder import PatientEncoder
 from avdit.demo.service import Chunk
 from avdit.demo.turns import Turns
 from avdit.generate import Request, Stopped
-from avdit.media import ensure_ffmpeg, probe, read_audio
+from avdit.media import probe
 from avdit.streaming import OVERLAP, CleanEstimate, windows
 from benchmarks.page_stream import Fetched, choose, marked_stream, measure
 from benchmarks.page_stream import play as play_stream
-
-
-def ffmpegs():
-    """The processes of ffmpeg that this one has begun and that still run."""
-    running = set()
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if "ffmpeg" in child.name() and child.status() != psutil.STATUS_ZOMBIE:
-                running.add(child.pid)
-    return running
 
 
 def play(page, seconds):
@@ -72,35 +58,18 @@ def test_sound_stays_with_its_picture_and_no_joint_has_a_gap(service, local, bro
     assert joints.picture_gap_ms <= 1 and joints.sound_gap_ms <= 1
 
 
-def test_sound_of_a_piece_is_waited_for():
-    """On a busy machine the encoder's process comes late to it; the player cannot go on without."""
-    ensure_ffmpeg()
-    encoder, frames = PatientEncoder(16000, 1), []
-    try:
-        for fed in (1.2, 2.4):
-            encoder.process.send_signal(signal.SIGSTOP)
-            encoder.feed(bytes(2 * round(1.2 * 16000)))
-            threading.Timer(1, encoder.process.send_signal, [signal.SIGCONT]).start()
-            frames += encoder.take()
-            assert 0 <= fed - len(frames) * encoder.frame_duration < 0.2
-    finally:
-        encoder.close()
-
-
 def test_closed_tab_frees_everything_at_once(service, local, browser):
-    threads, files, programs = threading.active_count(), set(service.folder.iterdir()), ffmpegs()
+    threads, files = threading.active_count(), set(service.folder.iterdir())
     page = open_page(browser, local)
     tab(page, "Endless stream")
     set_number(page, "Steps", 1)
     press(page, "Start the stream")
-    play(page, 0.5)  # by now the server encodes its sound
-    wait_until(lambda: ffmpegs() - programs, 60, "no ffmpeg encodes the sound")
+    play(page, 0.5)
     set_number(page, "Steps", 100)
     page.close()
     # Two seconds are the promise; the rest is for a machine that is busy with other things.
     wait_until(lambda: not service.running and not service.turns._waiting, 2 + 18, "the work of a closed tab goes on")
     wait_until(lambda: set(service.folder.iterdir()) <= files, 2 + 18, "its files stay")
-    wait_until(lambda: not ffmpegs() - programs, 2 + 18, "its ffmpeg stays")
     wait_until(lambda: threading.active_count() <= threads + 6, 20, "its threads stay")  # the server keeps a few
 
 
@@ -195,6 +164,26 @@ def test_windows_are_as_long_in_sound_as_in_picture_and_dissolve(tiny_pipeline):
     assert steps.max() < 3 * steps.mean()
 
 
+def test_windows_are_the_same_whether_or_not_the_next_one_is_made_beside(tiny_pipeline, monkeypatch):
+    made = []
+    for count in (1, 2):
+        monkeypatch.setattr("avdit.streaming.own_threads", lambda: count)  # noqa: B023
+        labels = iter(["thunder", "thunder", "raining"])
+        made.append(
+            list(
+                windows(
+                    tiny_pipeline,
+                    lambda: {"class_labels": next(labels), "num_inference_steps": 2},  # noqa: B023
+                    torch.Generator().manual_seed(0),
+                    3,
+                )
+            )
+        )
+    for (frames, audio), (others, sound) in zip(*made, strict=True):
+        np.testing.assert_allclose(frames, others, atol=1e-4)
+        np.testing.assert_allclose(audio, sound, atol=1e-3)
+
+
 def test_clean_estimate_is_exact_where_the_clean_picture_is_known(tiny_pipeline):
     """Along a path of known picture and noise the estimate is that picture, at every step."""
     scheduler = tiny_pipeline.scheduler
@@ -207,12 +196,3 @@ def test_clean_estimate_is_exact_where_the_clean_picture_is_known(tiny_pipeline)
         found = estimate.update(tiny_pipeline, k, latents)
         if k:
             torch.testing.assert_close(found, clean, atol=2e-3, rtol=1e-2)
-
-
-def test_read_audio_of_a_chunk_has_no_leading_gap(service):
-    """The sound of a stream's first piece starts with its picture."""
-    for report in service.run(Request("thunder", seed=1, steps=1), "visitor", endless=True):
-        if isinstance(report, Chunk):
-            sound = read_audio(report.video, sampling_rate=16000)
-            assert len(sound) == pytest.approx(19200, abs=1100)
-            return

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from avdit import media
+from avdit.live import LiveEncoder
 from avdit.media import MediaError
 
 FPS, RATE, FRAMES, SIZE = 10, 16000, 16, 64
@@ -208,10 +209,38 @@ def test_values_that_are_no_numbers_are_refused(tmp_path, part):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("frames", [12, 24, 48])
-def test_exact_sound_is_as_long_as_the_picture(tmp_path, frames):
-    """To the sample, so that clips that follow on each other in a stream do not drift apart."""
-    samples = frames * RATE // FPS
-    path = tmp_path / "piece.mp4"
-    media.write_clip(path, picture(frames), click(0.8, samples), fps=FPS, sampling_rate=RATE, exact=True)
-    assert len(media.read_audio(path, sampling_rate=RATE)) == samples
+def test_segments_joined_end_to_end_are_one_stream(tmp_path):
+    """A tone without a break, a mark that is seen when it is heard, whatever lengths the pieces have."""
+    lengths, marked = [12, 12, 24, 12, 16], [6, 30, 50, 70]
+    frames = np.tile(picture(1), (sum(lengths), 1, 1, 1)) * 0.5
+    audio = 0.2 * np.sin(np.arange(len(frames) * RATE // FPS) * 2 * np.pi * 440 / RATE).astype(np.float32)
+    for mark in marked:
+        frames[mark] = 1
+        audio[mark * RATE // FPS :][:320] *= 4
+    encoder = LiveEncoder(fps=FPS, height=SIZE, width=SIZE, sampling_rate=RATE)
+    segments, begin = [], 0
+    for length in lengths:
+        end = begin + length
+        sound = audio[begin * RATE // FPS : end * RATE // FPS]
+        segments.append(encoder.segment(frames[begin:end], sound, last=end == len(frames)))
+        begin = end
+    for number, segment in enumerate(segments):  # any of them can be the first that a player gets
+        (tmp_path / f"{number}.ts").write_bytes(segment)
+        seen = media.read_video(tmp_path / f"{number}.ts", fps=FPS, height=SIZE, width=SIZE)
+        assert len(seen) == lengths[number]
+    whole = tmp_path / "whole.ts"
+    whole.write_bytes(b"".join(segments))
+    seen = media.read_video(whole, fps=FPS, height=SIZE, width=SIZE)
+    assert len(seen) == len(frames) and np.flatnonzero(seen.mean((1, 2, 3)) > 0.9).tolist() == marked
+    streams = {stream["codec_type"]: float(stream["start_time"]) for stream in media.probe(whole)["streams"]}
+    lead = round((streams["video"] - streams["audio"]) * RATE)  # the encoder's, before the picture begins
+    heard = media.read_audio(whole, sampling_rate=RATE)[lead:][: len(audio)]
+    assert len(heard) == len(audio)
+    error = (heard - audio)[:, None].reshape(-1, RATE // FPS)  # a tenth of a second a row, joints among them
+    assert np.sqrt(np.square(error).mean(1)).max() < 0.02
+
+
+def test_segment_with_values_that_are_no_numbers_is_refused():
+    encoder = LiveEncoder(fps=FPS, height=SIZE, width=SIZE, sampling_rate=RATE)
+    with pytest.raises(MediaError, match="not finite numbers"):
+        encoder.segment(picture() * np.nan, click(0.5))

@@ -105,9 +105,10 @@ def test_what_is_given_comes_back_untouched(pipe):
     out = pipe("thunder", image=video[0], **settings)
     torch.testing.assert_close(out.frames[:, 0], clean_video[:, 0], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(out.frames[:, 1], clean_video[:, 1], atol=0.1)
-    out = pipe("thunder", video=video, audio=audio, given_frames=4, **settings)
-    torch.testing.assert_close(out.frames[:, :4], clean_video[:, :4], atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(out.audio[:, :, :10], clean_audio[:, :, :10])
+    out = pipe("thunder", given_latents=(clean_video[:, -4:], clean_audio[:, :, -10:]), **settings)
+    assert torch.equal(out.frames[:, :4], clean_video[:, -4:])
+    assert torch.equal(out.audio[:, :, :10], clean_audio[:, :, -10:])
+    assert not torch.allclose(out.frames[:, 4:], clean_video[:, 4:], atol=0.1)
     assert not torch.allclose(out.audio[:, :, 10:], clean_audio[:, :, 10:], atol=0.1)
 
 
@@ -137,13 +138,13 @@ def test_callback_sees_every_step_and_can_change_the_latents(pipe):
     [
         ({"class_labels": "thundr"}, "unknown class 'thundr'"),
         ({"class_labels": []}, "no class was given"),
-        ({"given_frames": 4, "image": np.zeros((256, 256, 3), np.float32)}, "give both|leave out the image"),
+        ({"given_latents": (1, 2), "image": np.zeros((256, 256, 3), np.float32)}, "give one of video, audio, image"),
         ({"latents": (torch.zeros(1), torch.zeros(1))}, "latents of the picture are"),
         ({"video": np.zeros((3, 16, 256, 256, 3), np.float32)}, "video has shape"),
         ({"class_labels": 11}, "class 11 does not exist"),
         ({"num_inference_steps": 0}, "from 1 to 1000"),
         ({"output_type": "jpeg"}, "must be 'np', 'pt' or 'latent'"),
-        ({"given_frames": 4}, "give both"),
+        ({"given_latents": (torch.zeros(1, 16, 16, 16, 16), torch.zeros(1, 8, 10, 16))}, "latents given are"),
         ({"generator": [seeded(0), seeded(1)]}, "2 generators were given for 1 clips"),
         ({"audio": np.zeros(100, np.float32)}, "it must have at least 25600"),
         ({"video": np.zeros((16, 64, 64, 3), np.float32)}, "it must be at least 16 frames of 256 x 256 x 3"),

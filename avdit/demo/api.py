@@ -164,7 +164,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
             windows: How many windows of 1.2 s at least are made, 1 to 1000.
 
         Returns:
-            The next piece (mp4), and how the stream does.
+            The next piece (MPEG-TS; joined end to end the pieces are one file), and how the stream does.
         """
         if not 1 <= windows <= MOST_WINDOWS:
             raise gr.Error(f"windows {windows} must be from 1 to {MOST_WINDOWS}", print_exception=False)

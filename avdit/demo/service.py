@@ -34,8 +34,9 @@ from avdit.generate import (
     usable_device,
     whole,
 )
+from avdit.live import LiveEncoder
 from avdit.machine import usable_cores, use_bfloat16
-from avdit.media import MediaError, write_clip, write_wav
+from avdit.media import MediaError, write_wav
 
 if TYPE_CHECKING:
     from avdit.models.preview import Preview
@@ -75,12 +76,13 @@ class Finished:
 class Chunk:
     """The next piece of a stream, and how the stream does."""
 
-    video: Path
+    video: Path  # a segment of MPEG-TS that continues the one before
+    length: float  # seconds of it
     class_label: str  # of its last window
     steps: int  # of its last window
     windows: int  # made so far
     seconds: float  # of clip made so far
-    speed: float  # seconds of clip a second of work, over the last windows
+    speed: float  # seconds of clip a second, over the last windows, less what it waited because it was ahead
     first_picture_s: float  # from the click to the first window
     ahead_s: float  # of clip that are made and not yet played, by one who plays each piece as soon as it is there
 
@@ -247,50 +249,66 @@ class Service:
     def _stream(self, request: Request, put: Callable, stop: threading.Event, session: str) -> None:
         """Make windows until stopped, not more than ``AHEAD_SECONDS`` before they are due."""
         clip = self.checkpoint.geometry
+        encoder = LiveEncoder(fps=clip.fps, height=clip.height, width=clip.width, sampling_rate=clip.sampling_rate)
         with _storing():
             folder = Path(tempfile.mkdtemp(dir=self.folder))
         begun = mark = time.monotonic()
-        first = dry = 0.0  # seconds to the first picture; when all that is made will have been played
+        first = dry = waited = 0.0  # seconds to the first picture; when all that is made will have been played
         made = number = 0
         pace: deque[tuple[float, float]] = deque(maxlen=4)  # (seconds of clip, of work)
         pending: list[tuple[np.ndarray, np.ndarray]] = []
-        latest = request
+        asked: deque[Request] = deque([request])  # that of the last window made, then those of the ones under way
 
         def live() -> Request:
-            nonlocal latest
             now = replace(request, **self.live.get(session, {}))
-            with contextlib.suppress(ValueError):  # a class without turbo adapters; the old one goes on
+            try:
                 now.validate(self.classes)
-                latest = resolved(self.pipe, now)
-            return latest
+                now = resolved(self.pipe, now)
+            except ValueError:  # a class without turbo adapters; the old one goes on
+                now = asked[-1]
+            asked.append(now)
+            return now
 
-        on_step = partial(self._on_step, put)
-        windows = stream(self.pipe, request, None, on_step, stop.is_set, live, partial(self._turn, stop))
+        def speed() -> float:
+            return sum(s for s, _ in pace) / max(sum(w for _, w in pace), 1e-6)
+
+        @contextlib.contextmanager
+        def turn() -> Iterator[None]:
+            nonlocal waited
+            since = time.monotonic()
+            while dry - time.monotonic() > AHEAD_SECONDS:
+                if stop.wait(0.1):
+                    raise Stopped
+            waited += time.monotonic() - max(since, mark)
+            with self._turn(stop):
+                yield
+
+        windows = stream(self.pipe, request, None, partial(self._on_step, put), stop.is_set, live, turn)
         try:
             for frames, audio in windows:
+                asked.popleft()
                 number += 1
                 made += len(frames)
                 pending.append((frames, audio))
-                pace.append((len(frames) / clip.fps, time.monotonic() - mark))
-                speed = sum(s for s, _ in pace) / max(sum(w for _, w in pace), 1e-6)
                 seconds = made / clip.fps
                 # A slow machine cannot fill every moment: it then plays longer pieces, with fewer pauses.
-                if number == 1 or len(pending) >= min(LONGEST_CHUNK, int(np.ceil(1 / speed))):
-                    path = folder / f"{number:06}.mp4"
-                    length = sum(len(part) for part, _ in pending) / clip.fps
-                    joined = (np.concatenate(parts) for parts in zip(*pending, strict=True))
+                if not pace or len(pending) >= min(LONGEST_CHUNK, int(np.ceil(1 / speed()))):
+                    path = folder / f"{number:06}.ts"
+                    joined = [np.concatenate(parts) for parts in zip(*pending, strict=True)]
+                    length = len(joined[0]) / clip.fps
                     with _storing():
-                        write_clip(path, *joined, fps=clip.fps, sampling_rate=clip.sampling_rate, exact=True)
+                        path.write_bytes(encoder.segment(*joined, last=seconds >= STREAM_SECONDS))
                     pending.clear()
                     now = time.monotonic()
                     first, dry = first or now - begun, max(dry, now) + length
-                    put(Chunk(path, latest.class_label, latest.steps, number, seconds, speed, first, dry - now))
+                now = time.monotonic()
+                pace.append((len(frames) / clip.fps, now - mark - waited))
+                mark, waited = now, 0.0
+                if not pending:
+                    label, steps = asked[0].class_label, asked[0].steps
+                    put(Chunk(path, length, label, steps, number, seconds, speed(), first, dry - now))
                 if seconds >= STREAM_SECONDS:
                     return
-                while dry - time.monotonic() > AHEAD_SECONDS:
-                    if stop.wait(0.1):
-                        return
-                mark = time.monotonic()
         except ValueError:
             shutil.rmtree(folder, ignore_errors=True)  # of a stream that ends in an error nothing stays
             raise

@@ -16,7 +16,6 @@ from avdit.demo.controls import (
     sample_buttons,
     sampler_choice,
 )
-from avdit.demo.encoder import use_patient_encoder
 from avdit.demo.examples import FOLDER, SHOW_PLOT, example_of, show_example, shown_examples
 from avdit.demo.handlers import MODES, Handlers, Mode, lane
 from avdit.demo.links import link_html, read_link
@@ -31,10 +30,12 @@ from avdit.demo.looks import (
     status,
     stream_line,
 )
+from avdit.demo.player import LiveVideo
 from avdit.demo.service import KEPT_SECONDS, STREAM_SECONDS, Finished, Progress, Service
 from avdit.generate import SAMPLERS, TURBO, Result, recipe_of
 
 QUEUE_LENGTH = 20
+LINE_SECONDS = 1.0  # between two changes of a stream's line, each of which costs the machine a little of its speed
 TEXTS = {
     "generate": "",
     "stream": "Window after window, each continuing the last, until you press Stop. "
@@ -57,7 +58,6 @@ def create_demo(service: Service) -> gr.Blocks:
     handlers = Handlers(service)
     clip = service.checkpoint.geometry
 
-    use_patient_encoder()
     gr.set_static_paths([FOLDER, SAMPLES])  # sent from where they lie, so that no hourly clean-up takes them
     first = example_of(service.classes[0])
     with gr.Blocks(title="AV-DiT", delete_cache=(KEPT_SECONDS // 6, KEPT_SECONDS)) as demo:
@@ -85,7 +85,7 @@ def create_demo(service: Service) -> gr.Blocks:
                 with gr.Column(elem_id="stage"):
                     screen = {"interactive": False, "show_label": False, "buttons": []}
                     player = gr.Video(first and str(first.video), label="Clip", elem_id="clip", loop=True, **screen)
-                    live = gr.Video(
+                    live = LiveVideo(
                         label="Stream", elem_id="live", autoplay=True, streaming=True, visible=False, **screen
                     )
                     with gr.Row(elem_id="bar"):  # while there is work Stop is seen in it, otherwise the other one
@@ -237,7 +237,7 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
 
     def work(visitor: gr.Request, *values: object) -> Iterator[tuple]:
         streams, preview, unchanged = name == "stream", None, gr.skip()
-        last, came = None, 0.0  # the latest piece of a stream, and when it came
+        last, came, told = None, 0.0, 0.0  # the latest piece of a stream, when it came, and when the page last heard
         shown = [gr.update(visible=not streams), gr.update(visible=streams)]
         plot = gr.update(visible=False)  # that of the last clip says nothing of this one
         handlers.stop(visitor)  # one page shows one work at a time
@@ -245,6 +245,8 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
             for request, report in handlers.reports(mode, visitor, *values):
                 seed = str(request.seed)
                 if isinstance(report, Progress):
+                    if last is not None and time.monotonic() - told < LINE_SECONDS:
+                        continue
                     if report.preview is not None and last is None:
                         preview = picture_data(report.preview)
                     if last is not None:
@@ -273,8 +275,8 @@ def _work(handlers: Handlers, name: str, mode: Mode) -> Callable:
                         facts = [made, link_html(made, name), *[gr.update(interactive=False)] * 2]
                     last, came, preview = report, time.monotonic(), None
                     line = status(stream_line(report), report.steps, report.steps)
-                    yield unchanged, str(report.video), line, seed, unchanged, *facts
-                shown, plot = [unchanged] * 2, unchanged
+                    yield unchanged, report, line, seed, unchanged, *facts
+                shown, plot, told = [unchanged] * 2, unchanged, time.monotonic()
         except gr.Error as error:  # as a message that goes away, and here, where it stays
             yield unchanged, unchanged, status(str(error.message), wrong=True), *[unchanged] * 6
             raise
