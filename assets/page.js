@@ -2,14 +2,17 @@
   // The line in the plot follows the clip; a press on the plot goes there.
   const clip = () => document.querySelector("#clip video");
   const seconds = (video) => Math.floor(video.duration * 10 + 0.2) / 10; // of picture: its sound ends a little later
-  let last;
+  let last, next;
   const follow = () => {
     const video = clip();
     const at = video?.duration ? Math.min(1, video.currentTime / seconds(video)) : 0;
     if (at !== last) document.documentElement.style.setProperty("--at", (last = at));
-    requestAnimationFrame(follow);
+    cancelAnimationFrame(next);
+    if (video && !video.paused) next = requestAnimationFrame(follow); // not beside a stream, which needs the machine
   };
-  follow();
+  for (const name of ["play", "seeked", "loadeddata", "emptied"]) {
+    document.addEventListener(name, (event) => event.target === clip() && follow(), true); // they do not bubble
+  }
   document.addEventListener("click", (event) => {
     const picture = event.target.closest?.("#plot img");
     const video = clip();

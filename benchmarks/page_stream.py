@@ -1,5 +1,7 @@
-"""Whether the picture and the sound of a long stream stay together: ``python -m benchmarks.page_stream --minutes 10``.
+"""How fast a long stream is made beside its browser, and whether its picture and its sound stay together.
 
+``python -m benchmarks.page_stream --minutes 10``, with ``--flat-out`` for the speed: the stream then never waits
+because it is far ahead, and seconds of stream a second are what the machine can do while the page plays it.
 Starts the page round the shipped model, plays its endless stream in Debian's chromium while class, steps and guidance
 are changed, and measures on the segments that the browser fetched. So that the measurement is exact, every window of
 the stream gets a white corner in one frame and a beep that begins with this frame. At a low ``--steps`` a slow machine
@@ -17,14 +19,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 from playwright.sync_api import Page, Response, sync_playwright
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # gradio reads it when it is imported
 from avdit.demo.looks import style_sheet, theme
-from avdit.demo.service import Service
+from avdit.demo.service import AHEAD_SECONDS, Service
 from avdit.demo.ui import create_demo
 from avdit.generate import DEFAULT_CHECKPOINT, stream
 from avdit.media import ensure_ffmpeg, read_audio
@@ -68,6 +72,23 @@ def marked(windows: Iterator[Window]) -> Iterator[Window]:
 def marked_stream(*arguments, **options) -> Iterator[Window]:
     """``avdit.generate.stream`` with marks."""
     return marked(stream(*arguments, **options))
+
+
+class Made:
+    """``marked_stream`` that notes when each window came."""
+
+    def __init__(self) -> None:
+        self.windows: list[tuple[float, int]] = []  # when, and of how many frames
+
+    def __call__(self, *arguments, **options) -> Iterator[Window]:
+        for frames, audio in marked_stream(*arguments, **options):
+            self.windows.append((time.monotonic(), len(frames)))
+            yield frames, audio
+
+    def speed(self, fps: int) -> float:
+        """Seconds of stream a second, from the first window on."""
+        (begun, _), *rest = self.windows
+        return sum(count for _, count in rest) / fps / (rest[-1][0] - begun)
 
 
 def measure(segments: list[bytes]) -> Joints:
@@ -130,11 +151,17 @@ class Fetched:
             self.segments.append(self._new.pop(0).body())
 
 
-def play(page: Page, fetched: Fetched, seconds: float, change: Callable[[], None], every: float, limit: float) -> int:
-    """Start the stream of the open page, play ``seconds`` of it and stop it; how often the player had to wait.
+def play(
+    page: Page, fetched: Fetched, seconds: float, change: Callable[[], None], every: float, limit: float
+) -> dict[str, Any]:
+    """Start the stream of the open page, play ``seconds`` of it and stop it.
 
     After ``limit`` seconds of work it is stopped in any case.
+
+    Returns:
+        ``waits``: how often the player had to wait; ``memory_mb``: what this process holds, four times while it plays.
     """
+    memory: list[int] = []
     page.set_default_timeout(1000 * limit)
     page.get_by_role("tab", name="Endless stream").first.click()
     page.get_by_role("button", name="Start the stream").click()
@@ -144,6 +171,8 @@ def play(page: Page, fetched: Fetched, seconds: float, change: Callable[[], None
     while (at := page.locator("#live video").evaluate("v => v.currentTime")) < seconds and time.monotonic() < last:
         page.wait_for_timeout(500)
         fetched.collect()
+        if at > (len(memory) + 0.5) * seconds / 4:
+            memory.append(round(psutil.Process().memory_info().rss / 2**20))
         if at - changed > every:
             change()
             changed = at
@@ -152,7 +181,7 @@ def play(page: Page, fetched: Fetched, seconds: float, change: Callable[[], None
             told = time.monotonic()
     page.get_by_role("button", name="Stop", exact=True).click()
     fetched.collect()
-    return page.evaluate("window.waits")
+    return {"waits": page.evaluate("window.waits"), "memory_mb": memory}
 
 
 def main() -> None:
@@ -161,6 +190,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=60, help="minutes of work after which to stop in any case")
     parser.add_argument("--steps", type=int, help="with guidance that changes, too; the page's own choice without")
     parser.add_argument("--change", type=float, default=20, help="seconds of stream between changes of class")
+    parser.add_argument("--flat-out", action="store_true", help="make as much as the machine can, however far ahead")
     parser.add_argument("--keep", type=Path, help="file for what was fetched")
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
     args = parser.parse_args()
@@ -177,7 +207,10 @@ def main() -> None:
         theme=theme(),
         css=style_sheet(service.classes),
     )
-    with patch("avdit.demo.service.stream", marked_stream), sync_playwright() as playwright:
+    made = Made()
+    ahead = float("inf") if args.flat_out else AHEAD_SECONDS
+    patches = patch.multiple("avdit.demo.service", stream=made, AHEAD_SECONDS=ahead)
+    with patches, sync_playwright() as playwright:
         page = playwright.chromium.launch(executable_path=chromium, args=FLAGS).new_page()
         page.set_default_timeout(300_000)  # ms, until it is open
         fetched = Fetched(page)
@@ -201,12 +234,13 @@ def main() -> None:
         if args.steps:
             number("Steps", args.steps)
         begun = time.monotonic()
-        waits = play(page, fetched, 60 * args.minutes, change, args.change, 60 * args.limit)
+        played = play(page, fetched, 60 * args.minutes, change, args.change, 60 * args.limit)
         wall = time.monotonic() - begun
     demo.close()
     if args.keep:
         args.keep.write_bytes(b"".join(fetched.segments))
-    print(json.dumps(asdict(measure(fetched.segments)) | {"wall_s": round(wall, 1), "waits": waits}))
+    speed = round(made.speed(service.checkpoint.geometry.fps), 2)
+    print(json.dumps(asdict(measure(fetched.segments)) | played | {"wall_s": round(wall, 1), "speed": speed}))
 
 
 def choose(page: Page, service: Service, label: str) -> None:
