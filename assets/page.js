@@ -13,6 +13,7 @@
   for (const name of ["play", "seeked", "loadeddata", "emptied"]) {
     document.addEventListener(name, (event) => event.target === clip() && follow(), true); // they do not bubble
   }
+  follow();
   document.addEventListener("click", (event) => {
     const picture = event.target.closest?.("#plot img");
     const video = clip();
