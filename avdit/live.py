@@ -7,12 +7,11 @@ import av
 import numpy as np
 from av.video.frame import PictureType
 
-from avdit.media import MediaError
+from avdit.media import AAC_BITS, MediaError, audio_frame, video_frames
 
 BEGIN = Fraction(1)  # seconds on the segments' clock at which a stream begins; the encoder's lead-in comes before it
 # Each picture comes out as it goes in: nothing waits for the next one.
 H264 = {"preset": "superfast", "tune": "zerolatency", "crf": "18"}
-AAC_BITS = 96_000  # a second, the most that the format holds in one channel at 16 kHz
 
 
 class LiveEncoder:
@@ -38,9 +37,7 @@ class LiveEncoder:
         self._sound = sound = av.CodecContext.create("aac", "w")
         sound.sample_rate, sound.layout, sound.format, sound.bit_rate = sampling_rate, "mono", "fltp", AAC_BITS
         sound.time_base = Fraction(1, sampling_rate)
-        sound.open()  # tells its ``frame_size``
-        self._frames = self._samples = 0  # encoded so far
-        self._rest = np.zeros(0, np.float32)  # sound that does not fill a frame of AAC yet
+        self._frames = self._samples = 0  # taken so far
 
     def segment(self, frames: np.ndarray, audio: np.ndarray, last: bool = False) -> bytes:
         """The next segment.
@@ -73,29 +70,17 @@ class LiveEncoder:
         return file.getvalue()
 
     def _picture_packets(self, frames: np.ndarray) -> list[tuple[str, av.Packet]]:
-        pixels = (np.clip(frames, 0, 1) * 255).round().astype(np.uint8)
         packets = []
-        for number, picture in enumerate(pixels):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = self._frames, self._picture.time_base
+        for number, frame in enumerate(video_frames(frames, self.fps, self._frames)):
             if number == 0:
                 frame.pict_type = PictureType.I
             packets += self._picture.encode(frame)
-            self._frames += 1
+        self._frames += len(frames)
         return [("video", packet) for packet in packets]
 
     def _sound_packets(self, audio: np.ndarray, last: bool) -> list[tuple[str, av.Packet]]:
-        sound, size = np.concatenate([self._rest, audio]), self._sound.frame_size
-        whole = len(sound) if last else len(sound) // size * size
-        self._rest = sound[whole:]
-        packets = []
-        for start in range(0, whole, size):
-            part = np.clip(sound[None, start : min(start + size, whole)], -1, 1).astype(np.float32)
-            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(part), format="fltp", layout="mono")
-            frame.sample_rate = self.sampling_rate
-            frame.pts, frame.time_base = self._samples, self._sound.time_base
-            packets += self._sound.encode(frame)
-            self._samples += part.shape[1]
-        if last:
-            packets += self._sound.encode(None)
+        # The encoder keeps what does not fill a frame of AAC yet.
+        packets = self._sound.encode(audio_frame(audio, self.sampling_rate, self._samples))
+        packets += self._sound.encode(None) if last else []
+        self._samples += len(audio)
         return [("audio", packet) for packet in packets]

@@ -1,4 +1,4 @@
-"""Reading, writing and muxing of clips with ffmpeg, which is found on PATH or taken from an installed wheel."""
+"""Reading and writing of clips: written by ffmpeg's libraries, read by its program, found on PATH or in a wheel."""
 
 import functools
 import json
@@ -7,12 +7,17 @@ import shutil
 import sys
 import tempfile
 import wave
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
 import ffmpeg
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+AAC_BITS = 96_000  # a second: the most that the format holds in one channel at 16 kHz
 
 
 class MediaError(ValueError):
@@ -104,7 +109,6 @@ def write_clip(
     Raises:
         MediaError: where the file cannot be written, or the clip holds values that are no numbers.
     """
-    ensure_ffmpeg()
     path = Path(path)
     if not (np.isfinite(frames).all() and np.isfinite(audio).all()):
         raise MediaError(f"{path} was not written: the clip holds values that are not finite numbers")
@@ -115,26 +119,38 @@ def write_clip(
     try:
         # In the target's own folder, so that the finished file moves there in one step.
         work = Path(tempfile.mkdtemp(prefix=".avdit-", dir=path.parent))
-        _write_pcm(work / "sound.wav", audio, sampling_rate)
-        sound = ffmpeg.input(str(work / "sound.wav"))
-        size = f"{width}x{height}"
-        picture = ffmpeg.input("pipe:", format="rawvideo", pix_fmt="rgb24", s=size, framerate=fps)
-        options = {"vcodec": "libx264", "pix_fmt": "yuv420p", "crf": 18, "preset": "veryfast", "r": fps}
-        options |= {"acodec": "aac", "audio_bitrate": "128k", "ar": sampling_rate, "movflags": "+faststart"}
-        if metadata is not None:
-            options["metadata"] = f"comment={json.dumps(metadata)}"
-        stream = ffmpeg.output(picture.video, sound.audio, str(work / "clip.mp4"), t=count / fps, **options)
-        pixels = (np.clip(frames, 0, 1) * 255).round().astype(np.uint8)
-        stream.run(input=pixels.tobytes(), capture_stdout=True, capture_stderr=True)
+        with av.open(work / "clip.mp4", "w", options={"movflags": "+faststart"}) as file:
+            if metadata is not None:
+                file.metadata["comment"] = json.dumps(metadata)
+            picture = file.add_stream("libx264", fps, options={"preset": "veryfast", "crf": "18"})
+            picture.width, picture.height, picture.pix_fmt = width, height, "yuv420p"
+            sound = file.add_stream("aac", sampling_rate, layout="mono", bit_rate=AAC_BITS)
+            for stream, parts in ((picture, video_frames(frames, fps)), (sound, [audio_frame(audio, sampling_rate)])):
+                for part in (*parts, None):  # None: what the encoder still keeps
+                    file.mux(stream.encode(part))
         os.replace(work / "clip.mp4", path)
-    except ffmpeg.Error as error:
-        raise MediaError(f"{path} could not be written: {_last_line(error)}") from error
-    except OSError as error:
+    except (OSError, av.FFmpegError) as error:
         raise MediaError(f"{path} could not be written: {error.strerror or error}") from error
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
     return path
+
+
+def video_frames(frames: np.ndarray, fps: int, first: int = 0) -> Iterator[av.VideoFrame]:
+    """Frames (F, H, W, 3) in [0, 1] for an encoder, numbered from ``first`` on."""
+    for number, pixels in enumerate((np.clip(frames, 0, 1) * 255).round().astype(np.uint8), first):
+        frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+        frame.pts, frame.time_base = number, Fraction(1, fps)
+        yield frame
+
+
+def audio_frame(audio: np.ndarray, sampling_rate: int, first: int = 0) -> av.AudioFrame:
+    """Samples (n,) in [-1, 1] for an encoder, numbered from ``first`` on."""
+    frame = av.AudioFrame.from_ndarray(np.clip(audio[None], -1, 1).astype(np.float32), format="fltp", layout="mono")
+    frame.sample_rate = sampling_rate
+    frame.pts, frame.time_base = first, Fraction(1, sampling_rate)
+    return frame
 
 
 def probe(path: Path | str) -> dict[str, Any]:
