@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from avdit.machine import own_threads, precision_here, threads
+from avdit.models.schedule import draw_common, draw_noise
 
 if TYPE_CHECKING:
     from avdit.pipeline import AVDiTPipeline
@@ -42,9 +43,10 @@ def windows(
     """``count`` windows, or endless ones, of new frames and exactly the sound that lasts as long as they do.
 
     The first is a whole clip. While the class stays, every other one is made from the latents of the last ``OVERLAP``
-    frames and of their sound. Where the class changes, a new scene begins, and the old one dissolves into it over those
-    frames. Each window but the last keeps back these frames with their sound, for the next one to join them; so each
-    comes out ``frames - OVERLAP`` long, and picture and sound never drift apart.
+    frames and of their sound, and from noise that has the same part in common, so that the scene stays too. Where the
+    class changes, a new scene begins, and the old one dissolves into it over those frames. Each window but the last
+    keeps back these frames with their sound, for the next one to join them; so each comes out ``frames - OVERLAP``
+    long, and picture and sound never drift apart.
 
     On a CPU one half of the threads denoises the next window while the other half decodes the last one: neither waits
     at every operation for a thread that something else on the machine, such as a browser, keeps from its core.
@@ -88,14 +90,21 @@ def denoised(
     """The windows of ``windows`` before they are decoded; all but the first with ``beside`` threads, or with all."""
     condition: dict[str, Any] = given or {}
     sound_steps = pipe.geometry.audio_latent_shape[1] * OVERLAP // pipe.geometry.frames
+    shared, common = pipe.transformer.config.shared_noise, None
     label, number, outer = None, 0, precision_here(pipe._execution_device)
     while count is None or number < count:
         with outer, turn(), threads(own_threads() if number == 0 or beside is None else beside):
             now = settings()
             pipe.set_sampler(now.pop("sampler", "ddim"))
             continues = number > 0 and now["class_labels"] == label
+            if shared and not continues:
+                common = draw_common(pipe.geometry, generator)
+            noise = draw_noise(pipe.geometry, shared, generator, common)
             made = pipe(
-                **now, generator=generator, **(condition if continues or number == 0 else {}), output_type="latent"
+                **now,
+                latents=(noise[0].unsqueeze(0), noise[1].unsqueeze(0)),
+                **(condition if continues or number == 0 else {}),
+                output_type="latent",
             )
             precision = precision_here(pipe._execution_device)
         label, number = now["class_labels"], number + 1

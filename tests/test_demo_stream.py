@@ -16,6 +16,7 @@ from avdit.demo.service import Chunk
 from avdit.demo.turns import Turns
 from avdit.generate import Request, Stopped
 from avdit.media import probe
+from avdit.pipeline import AVDiTPipeline
 from avdit.streaming import OVERLAP, CleanEstimate, windows
 from benchmarks.page_stream import Fetched, choose, marked_stream, measure
 from benchmarks.page_stream import play as play_stream
@@ -182,6 +183,22 @@ def test_windows_are_the_same_whether_or_not_the_next_one_is_made_beside(tiny_pi
     for (frames, audio), (others, sound) in zip(*made, strict=True):
         np.testing.assert_allclose(frames, others, atol=1e-4)
         np.testing.assert_allclose(audio, sound, atol=1e-3)
+
+
+def test_a_scene_keeps_what_its_frames_have_in_common(tiny_pipeline, monkeypatch):
+    """Windows of one scene start from noise that is half the same; those of two scenes from noise that is not."""
+    seen, labels = [], iter(["thunder", "thunder", "thunder", "raining"])
+    call = AVDiTPipeline.__call__
+
+    def record(pipe, *args, latents, **settings):
+        seen.append(latents[0].mean((0, 1)).flatten())
+        return call(pipe, *args, latents=latents, **settings)
+
+    monkeypatch.setattr(AVDiTPipeline, "__call__", record)
+    settings = lambda: {"class_labels": next(labels), "num_inference_steps": 1}  # noqa: E731
+    assert len(list(windows(tiny_pipeline, settings, torch.Generator().manual_seed(0), 4))) == 4
+    alike = torch.corrcoef(torch.stack(seen))
+    assert alike[:3, :3].min() > 0.8 and alike[3, :3].abs().max() < 0.1
 
 
 def test_clean_estimate_is_exact_where_the_clean_picture_is_known(tiny_pipeline):
