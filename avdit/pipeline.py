@@ -235,6 +235,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         guidance_scale: float = 2.0,
         audio_guidance_scale: float | None = None,
         guidance_start: float = 0.5,
+        joint_guidance_scale: float = 5.0,
         generator: torch.Generator | list[torch.Generator] | None = None,
         video: Array | None = None,
         audio: Array | None = None,
@@ -256,6 +257,8 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
             audio_guidance_scale: That of the sound; as the picture's where it is left out.
             guidance_start: Share of the steps that are made before guidance sets in. At high noise it costs variety
                 (Kynkäänniemi et al. 2024, arXiv 2404.07724): rare moments, such as lightning, and their synchrony.
+            joint_guidance_scale: Guidance of picture and sound by each other until then, away from what each would be
+                alone; 1 is none. It is in the first steps that the moment of an event is settled.
             generator: CPU generator, or one a clip; the same seed gives the same clip alone or in a batch.
             video: Frames (F, H, W, 3) in [0, 1] that are given: their sound is made.
             audio: Samples (n,) that are given: their picture is made.
@@ -285,7 +288,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         )
         if turbo:
             num_inference_steps = self.check_turbo(labels)
-            guidance_scale = audio_guidance_scale = 1.0
+            guidance_scale = audio_guidance_scale = joint_guidance_scale = 1.0
         pack, labels = self.pack_of(labels)
         self.use_pack(self.turbo_pack(pack) if turbo else pack)
         device, dtype, batch = self._execution_device, self.transformer.dtype, len(labels)
@@ -318,31 +321,29 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         # 3. Prepare the timesteps; multistep samplers keep a history, so each modality has its own.
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         audio_scheduler = copy.deepcopy(self.scheduler)
-        guided = guidance_scale != 1 or audio_guidance_scale != 1
         class_ids = torch.tensor(labels, device=device)
-        both_ids = torch.cat([class_ids, torch.full_like(class_ids, self.transformer.config.num_classes)])
+        no_class = torch.full_like(class_ids, self.transformer.config.num_classes)
 
         # 4. Denoise.
         denoiser = self.denoiser()
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(self.scheduler.timesteps):
-                guided_now = guided and i >= guidance_start * num_inference_steps
-                repeat = 2 if guided_now else 1
-                t_video = t.expand(batch * repeat, len(frames)).masked_fill(frames, 0)
-                t_audio = t.expand(batch * repeat, len(columns)).masked_fill(columns, 0)
-                video_out, audio_out = denoiser(
-                    video_latents.repeat(repeat, 1, 1, 1, 1).to(dtype),
-                    audio_latents.repeat(repeat, 1, 1, 1).to(dtype),
-                    t_video,
-                    t_audio,
-                    both_ids if guided_now else class_ids,
+                late = i >= guidance_start * num_inference_steps
+                scales = (guidance_scale, audio_guidance_scale) if late else (joint_guidance_scale,) * 2
+                state = (
+                    video_latents.to(dtype),
+                    audio_latents.to(dtype),
+                    t.expand(batch, len(frames)).masked_fill(frames, 0),
+                    t.expand(batch, len(columns)).masked_fill(columns, 0),
                 )
-                video_out, audio_out = video_out.float(), audio_out.float()
-                if guided_now:
-                    wanted, free = video_out.chunk(2)
-                    video_out = free + guidance_scale * (wanted - free)
-                    wanted, free = audio_out.chunk(2)
-                    audio_out = free + audio_guidance_scale * (wanted - free)
+                video_out, audio_out = (out.float() for out in denoiser(*state, class_ids))
+                if scales != (1, 1):
+                    # What guidance leads away from: neither knows of the other, and later on of the class either.
+                    others = denoiser(*state, no_class if late else class_ids, joint=False)
+                    video_out, audio_out = (
+                        other.float() + scale * (out - other.float())
+                        for scale, out, other in zip(scales, (video_out, audio_out), others, strict=True)
+                    )
                 video_latents = self.scheduler.step(video_out, t, video_latents, return_dict=False)[0]
                 audio_latents = audio_scheduler.step(audio_out, t, audio_latents, return_dict=False)[0]
                 video_latents, audio_latents = restore(video_latents, audio_latents)

@@ -137,6 +137,7 @@ def test_each_modality_runs_without_the_other():
     out, none = model(video, None, t_video, None, labels)
     none_too, sound = model(None, audio, None, t_audio, labels)
     assert none is None and none_too is None and out.shape == video.shape and sound.shape == audio.shape
+    torch.testing.assert_close(model(video, audio, t_video, t_audio, labels, joint=False), (out, sound))
     for block in model.adapters:  # with the gates closed the other modality makes no difference
         if block.interaction is not None:
             block.interaction.gate_video.zero_()

@@ -87,6 +87,8 @@ def test_guidance_sets_in_after_half_of_the_steps(pipe):
     assert not torch.allclose(after(2, **weak), after(2, **strong), atol=1e-3)
     early = {"guidance_start": 0.0}
     assert not torch.allclose(after(0, **weak, **early), after(0, **strong, **early), atol=1e-3)
+    alone, joint = {"joint_guidance_scale": 1.0}, {"joint_guidance_scale": 4.0}
+    assert not torch.allclose(after(0, **alone), after(0, **joint), atol=1e-4)
     with pytest.raises(ValueError, match="guidance_start = 2"):
         after(0, guidance_start=2)
 

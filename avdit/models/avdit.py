@@ -154,6 +154,7 @@ class AVDiT(ModelMixin, PortableConfig):
         t_video: Tensor | None,
         t_audio: Tensor | None,
         class_labels: Tensor,
+        joint: bool = True,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Predict for the noised latents of both, or of one alone where the other is None.
 
@@ -163,6 +164,7 @@ class AVDiT(ModelMixin, PortableConfig):
             t_video: Timestep of each frame, (B, F); 0 where the frame is given.
             t_audio: Timestep of each audio column, (B, columns); 0 where it is given.
             class_labels: (B,).
+            joint: Whether picture and sound know of each other; if not, each is predicted as if it were alone.
 
         Returns:
             The predictions, shaped as ``video`` and ``audio``.
@@ -179,9 +181,9 @@ class AVDiT(ModelMixin, PortableConfig):
             ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
         for block, adapters in zip(dit.blocks, self.adapters, strict=True):
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                xv, xa = self._gradient_checkpointing_func(self._block, block, adapters, xv, xa, cv, ca, rows)
+                xv, xa = self._gradient_checkpointing_func(self._block, block, adapters, xv, xa, cv, ca, rows, joint)
             else:
-                xv, xa = self._block(block, adapters, xv, xa, cv, ca, rows)
+                xv, xa = self._block(block, adapters, xv, xa, cv, ca, rows, joint)
         if video is not None:
             video_out = dit.unpatchify(dit.final_layer(xv, cv))[:, : video.shape[2]]  # the variance half is dropped
             video_out = video_out.unflatten(0, video.shape[:2])
@@ -199,6 +201,7 @@ class AVDiT(ModelMixin, PortableConfig):
         cv: Tensor | None,
         ca: Tensor | None,
         rows: int,
+        joint: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         frames = self.clip.frames
         if xv is not None:
@@ -212,7 +215,7 @@ class AVDiT(ModelMixin, PortableConfig):
                 a = a + adapters.audio_modulation(ca)
             a = a.repeat_interleave(rows, 1).chunk(6, dim=-1)  # 6 × (B, M, D)
             xa = xa + a[2] * block.attn(modulate(block.norm1(xa), a[0], a[1]), adapters.audio_attention)
-        if adapters.interaction is not None and xv is not None and xa is not None:
+        if joint and adapters.interaction is not None and xv is not None and xa is not None:
             joint_v = modulate(block.norm1(xv), v[0], v[1]).unflatten(0, (-1, frames))
             joint_a = modulate(block.norm1(xa), a[0], a[1])
             from_sound, from_picture = adapters.interaction(block.attn, joint_v, joint_a)

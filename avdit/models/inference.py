@@ -58,7 +58,13 @@ class FoldedAVDiT:
         )
 
     def __call__(
-        self, video: Tensor, audio: Tensor, t_video: Tensor, t_audio: Tensor, class_labels: Tensor
+        self,
+        video: Tensor,
+        audio: Tensor,
+        t_video: Tensor,
+        t_audio: Tensor,
+        class_labels: Tensor,
+        joint: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """The predictions for both, as :meth:`AVDiT.forward` gives them."""
         model, (time, frequency) = self.model, self.model.clip.audio_patch
@@ -70,7 +76,7 @@ class FoldedAVDiT:
             xv = self.embed_video(xv) + self.video_positions  # (B, F, N, D)
             xa = self.embed_audio(xa) + self.audio_positions  # (B, columns, rows, D)
             for block, v_block, a_block in zip(self.blocks, v[:-1], a[:-1], strict=True):
-                xv, xa = block(xv, xa, v_block, a_block)
+                xv, xa = block(xv, xa, v_block, a_block, joint)
             video_out = self.video_final(normalised(xv, *v[-1])).flatten(0, 1)  # (B·F, N, values)
             audio_out = self.audio_final(normalised(xa, *a[-1])).flatten(1, 2)  # (B, M, values)
         video_out = model.backbone.unpatchify(video_out)[:, : video.shape[2]]  # the variance half is dropped
@@ -131,14 +137,16 @@ class FoldedBlock:
         self.temporal = adapters.temporal and FoldedTemporal(adapters.temporal, dtype)
         self.interaction = adapters.interaction and FoldedInteraction(adapters.interaction, block.attn, model, dtype)
 
-    def __call__(self, xv: Tensor, xa: Tensor, v: tuple[Tensor, ...], a: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, xv: Tensor, xa: Tensor, v: tuple[Tensor, ...], a: tuple[Tensor, ...], joint: bool
+    ) -> tuple[Tensor, Tensor]:
         """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations."""
         xv = torch.addcmul(xv, v[2], self.video_attention(normalised(xv, v[0], v[1])))
         if self.temporal is not None:
             xv = xv + self.temporal(xv)
         heard = self.audio_attention(normalised(xa, a[0], a[1]).flatten(1, 2))  # (B, M, D)
         xa = torch.addcmul(xa, a[2], heard.view_as(xa))
-        if self.interaction is not None:
+        if joint and self.interaction is not None:
             xv, xa = self.interaction(xv, xa, normalised(xv, v[0], v[1]), normalised(xa, a[0], a[1]))
         xv = torch.addcmul(xv, v[5], self.video_mlp(normalised(xv, v[3], v[4])))
         xa = torch.addcmul(xa, a[5], self.audio_mlp(normalised(xa, a[3], a[4])))

@@ -31,6 +31,7 @@ DEFAULTS = {
     "steps": 4,  # of the student's sampler
     "guidance": 2.0,  # of the teacher
     "guidance_start": 0.5,  # share of its steps that are made before guidance sets in
+    "joint_guidance": 5.0,  # of picture and sound by each other, until then
     "tasks": ADAPTERS["tasks"],
     "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
 }
@@ -43,13 +44,21 @@ class Teacher:
         model: The trained model, whose gradients are not wanted.
         steps: The student's steps.
         start: Share of the teacher's steps that are made before guidance sets in, as in the pipeline.
+        joint: Guidance of picture and sound by each other, until then.
         empty: The unconditional class.
     """
 
     def __init__(
-        self, model: nn.Module, scheduler: DDIMScheduler, steps: int, guidance: float, start: float, empty: int
+        self,
+        model: nn.Module,
+        scheduler: DDIMScheduler,
+        steps: int,
+        guidance: float,
+        start: float,
+        joint: float,
+        empty: int,
     ) -> None:
-        self.model, self.guidance, self.start, self.empty = model, guidance, start, empty
+        self.model, self.guidance, self.start, self.joint, self.empty = model, guidance, start, joint, empty
         grid = copy.deepcopy(scheduler)
         grid.set_timesteps(2 * steps)
         self.grid = grid.timesteps  # (2 · steps,), falling
@@ -74,8 +83,7 @@ class Teacher:
         given = [batch.given_video, batch.given_audio]
         for k in range(2):
             now = self.grid.to(time.device)[place + k]
-            scale = torch.where(place + k >= self.start * len(self.grid), self.guidance, 1.0)
-            predicted = self.guided(batch, state, now, scale)
+            predicted = self.guided(batch, state, now, place + k >= self.start * len(self.grid))
             a_now, a_next = alphas[place + k], alphas[place + k + 1]
             for i, (x, v) in enumerate(zip(state, predicted, strict=True)):
                 (a, s), (a_new, s_new) = (scales(value, x) for value in (a_now, a_next))
@@ -88,18 +96,17 @@ class Teacher:
             out.append((a * start - clean) / s)
         return out[0], out[1]
 
-    def guided(self, batch: ClipBatch, state: list[Tensor], now: Tensor, scale: Tensor) -> list[Tensor]:
-        """The teacher's velocities at ``now`` (B,), guided by ``scale`` (B,) away from those without a class."""
+    def guided(self, batch: ClipBatch, state: list[Tensor], now: Tensor, late: Tensor) -> list[Tensor]:
+        """The teacher's velocities at ``now`` (B,): guided as the pipeline is, before or in its ``late`` steps (B,)."""
         t_video = now.unsqueeze(1).where(batch.t_video > 0, batch.t_video)
         t_audio = now.unsqueeze(1).where(batch.t_audio > 0, batch.t_audio)
-        if self.guidance == 1:
-            return [v.float() for v in self.model(*state, t_video, t_audio, batch.labels)]
-        labels = torch.cat([batch.labels, torch.full_like(batch.labels, self.empty)])
-        both = self.model(
-            *(torch.cat([x, x]) for x in state), torch.cat([t_video, t_video]), torch.cat([t_audio, t_audio]), labels
-        )
-        halves = (v.float().chunk(2) for v in both)
-        return [free + scale.view(-1, *(1,) * (free.ndim - 1)) * (wanted - free) for wanted, free in halves]
+        wanted = [v.float() for v in self.model(*state, t_video, t_audio, batch.labels)]
+        if self.guidance == self.joint == 1:
+            return wanted
+        labels = torch.where(late, self.empty, batch.labels)
+        others = [v.float() for v in self.model(*state, t_video, t_audio, labels, joint=False)]
+        scale = torch.where(late, self.guidance, self.joint)
+        return [v + scale.view(-1, *(1,) * (v.ndim - 1)) * (w - v) for w, v in zip(wanted, others, strict=True)]
 
 
 def scales(alpha: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -141,7 +148,15 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer = Trainer(model, loss, settings, out, sheet)
     master = master.to(trainer.accelerator.device)
     teacher_model = torch.compile(master) if settings.compile else master
-    teacher = Teacher(teacher_model, scheduler, steps, config["guidance"], config["guidance_start"], len(data.classes))
+    teacher = Teacher(
+        teacher_model,
+        scheduler,
+        steps,
+        config["guidance"],
+        config["guidance_start"],
+        config["joint_guidance"],
+        len(data.classes),
+    )
     batches = ClipBatches(
         data,
         geometry,
