@@ -130,11 +130,15 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]
     picture, sound = pipe.video_codec, pipe.audio_codec
     mel = sound.decode_mel(audio)
 
-    def denoising(batch: int) -> dict[str, float]:
-        inputs = [x.repeat(batch, *[1] * (x.ndim - 1)) for x in (video, audio)]
-        times = [torch.full((batch, n), 500, device=device) for n in (clip.frames, clip.audio_columns)]
-        labels = torch.tensor([0, model.config.num_classes][:batch], device=device)
-        return ceiling.stage(lambda: denoiser(*inputs, *times, labels), runs, model, *inputs)
+    def denoising(guided: bool) -> dict[str, float]:
+        times = [torch.full((1, n), 500, device=device) for n in (clip.frames, clip.audio_columns)]
+        label, none = (torch.tensor([i], device=device) for i in (0, model.config.num_classes))
+
+        def step() -> tuple[Tensor, ...]:
+            wanted = denoiser(video, audio, *times, label)
+            return (*wanted, *denoiser(video, audio, *times, none, joint=False)) if guided else wanted
+
+        return ceiling.stage(step, runs, model, video, audio)
 
     results: list[Result] = []
 
@@ -144,8 +148,8 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]
 
     stages = {
         "noise": measure(lambda: pipe.prepare_latents(1, None), runs),
-        "denoiser": denoising(2),
-        "denoiser_without_guidance": denoising(1),
+        "denoiser": denoising(guided=True),
+        "denoiser_without_guidance": denoising(guided=False),
         "video_decode": ceiling.stage(lambda: picture.decode(video), runs, picture.autoencoder.decoder, video),
         "mel_decode": ceiling.stage(lambda: sound.decode_mel(audio), runs, sound.autoencoder.decoder, audio),
         "vocoder": measure(lambda: sound.synthesise(mel), runs),

@@ -101,11 +101,12 @@ def peak_gb(device: torch.device) -> dict[str, float | str]:
 def one_forward(pipe: AVDiTPipeline, batch: int) -> Callable[[], Any]:
     """The denoiser's work in one step for ``batch`` clips: both halves of guidance."""
     device, clip = pipe.device, pipe.geometry
-    video, audio = (x.to(device, pipe.dtype).repeat(2, *[1] * (x.ndim - 1)) for x in pipe.prepare_latents(batch, None))
-    t_video = torch.full((2 * batch, clip.frames), 500, device=device)
-    t_audio = torch.full((2 * batch, clip.audio_columns), 500, device=device)
-    labels = torch.zeros(2 * batch, dtype=torch.long, device=device)
-    return lambda: pipe.transformer(video, audio, t_video, t_audio, labels)
+    video, audio = (x.to(device, pipe.dtype) for x in pipe.prepare_latents(batch, None))
+    t_video = torch.full((batch, clip.frames), 500, device=device)
+    t_audio = torch.full((batch, clip.audio_columns), 500, device=device)
+    labels = torch.zeros(batch, dtype=torch.long, device=device)
+    inputs = video, audio, t_video, t_audio, labels
+    return lambda: (pipe.transformer(*inputs), pipe.transformer(*inputs, joint=False))
 
 
 @torch.no_grad()
