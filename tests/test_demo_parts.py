@@ -2,7 +2,6 @@
 
 import os
 import re
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -174,12 +173,6 @@ def test_page_knows_its_model_before_that_is_loaded(two_packs_checkpoint, shippe
         assert (told.packs, told.classes, told.geometry) == (pipe.packs, pipe.classes, pipe.geometry)
         assert [told.turbo_steps(name) for name in told.classes] == [pipe.turbo_steps(name) for name in pipe.classes]
     assert tuple(pipeline.SAMPLERS) == SAMPLERS
-
-
-def test_page_needs_none_of_what_the_model_needs():
-    """To import that takes as long as everything else at the start; it is left for later."""
-    command = "import sys, avdit.demo.ui; sys.exit({'diffusers', 'transformers', 'scipy'} & set(sys.modules))"
-    assert not subprocess.run([sys.executable, "-c", command], cwd=ROOT, capture_output=True, text=True).stderr
 
 
 def test_who_comes_before_the_model_is_loaded_waits_for_it(tiny_checkpoint):
