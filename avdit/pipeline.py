@@ -16,7 +16,7 @@ from avdit.models.audio_codec import AudioCodec
 from avdit.models.avdit import AVDiT
 from avdit.models.config import PortableConfig
 from avdit.models.inference import FoldedAVDiT, can_fold
-from avdit.models.schedule import draw_noise
+from avdit.models.noise import draw_noise
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import PackMixin
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from avdit.machine import own_threads, precision_here, threads
-from avdit.models.schedule import draw_common, draw_noise
+from avdit.models.noise import draw_common, draw_noise
 
 if TYPE_CHECKING:
     from avdit.pipeline import AVDiTPipeline

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from avdit.generate import Request, Stopped, generate
-from avdit.models.schedule import draw_noise
+from avdit.models.noise import draw_noise
 from avdit.pipeline import SAMPLERS, AVDiTPipeline
 from avdit.streaming import OVERLAP
 

@@ -8,6 +8,7 @@ from avdit.data.scenes import CLASSES, HELD_OUT, render_clip
 from avdit.evaluation.codecs import spectral_distance
 from avdit.evaluation.judge import Judges, judges_of
 from avdit.evaluation.report import ALL_JUDGES
+from avdit.evaluation.sync import Onsets, within
 from avdit.generate import Request, generate
 from avdit.models.vocoder import GriffinLim
 
@@ -88,6 +89,13 @@ def test_sounds_are_of_their_class(judges, generated):
     named = [judges.named(judges.sound, row, list(CLASSES))[0] for row in spectra]
     assert sum(name == CLASSES[label] for name, (label, _, _) in zip(named, generated, strict=True)) >= 8  # one: chance
     assert all(1e-3 < np.abs(audio).max() <= 4 for _, _, audio in generated)
+
+
+def test_explosions_are_heard_when_they_are_seen(shipped_pipeline):
+    timing = Onsets(shipped_pipeline.geometry)
+    clips = [generate(shipped_pipeline, Request("explosion", seed=seed)) for seed in range(6)]
+    seen, heard = [timing.seen(clip.frames) for clip in clips], [timing.heard(clip.audio) for clip in clips]
+    assert within(timing, seen, heard) >= 0.5  # with the sound of another clip: about 0.2
 
 
 def test_frames_hang_together(held_out, generated):

@@ -28,7 +28,7 @@ class AVDiT(ModelMixin, PortableConfig):
         interaction_pool: It sees the picture as means of so many tokens each way.
         exchange_features: Features of the exchange between each frame and the sound of its moment; 0: none.
         shared_noise: Share of the noise's variance that all frames have in common (see
-            :func:`avdit.models.schedule.draw_noise`).
+            :func:`avdit.models.noise.draw_noise`).
 
     Raises:
         ValueError: for a share that is not from 0 to 1.

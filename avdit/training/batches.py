@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from avdit.geometry import ClipGeometry
-from avdit.models.schedule import draw_noise
+from avdit.models.noise import draw_noise
 from avdit.training.data import TrainingData
 from avdit.training.diffusion import Diffusion, masked_error
 from avdit.training.trainer import Trainer
