@@ -29,7 +29,11 @@ def crowd(service, local):
             yield send
             for session in list(service.running):
                 service.stop(session)
-    wait_until(lambda: not service.running, PATIENCE / 1000, "the crowd's works go on")
+
+    def over() -> bool:
+        return not httpx.get(f"{local}/gradio_api/queue/status").json()["queue_size"] and not service.running
+
+    wait_until(over, PATIENCE / 1000, "the crowd's works go on")
 
 
 def test_thousand_requests_at_once_fill_the_queue_and_do_no_harm(crowd, local, browser):

@@ -296,6 +296,6 @@ def test_bench_accounts_for_a_clip(tiny_checkpoint):
             stages[name]["floor_ms"] / stages[name]["median_ms"], abs=0.02
         )
     both, one = (stages[name]["counted"]["gflop"] for name in ("denoiser", "denoiser_without_guidance"))
-    assert both == pytest.approx(2 * one, rel=0.1)  # what oneDNN's layers do is counted, too
+    assert 1.5 * one < both < 2 * one  # without the other modality there is less to do; oneDNN's layers are counted
     assert {"noise", "vocoder", "mux", "clip"} < stages.keys()
     assert said["peak_memory_mb"] > 100

@@ -183,7 +183,7 @@ def test_offload_fetches_each_part_for_its_work(assembled, tmp_path, capsys):
     for part in (pipe.transformer, pipe.video_codec, pipe.audio_codec):
         add_hook_to_module(part, Fetch())
     pipe("cat", num_inference_steps=1, image=torch.zeros(256, 256, 3))
-    assert fetched == ["VideoCodec", "AVDiT", "VideoCodec", "AudioCodec"]
+    assert fetched == ["VideoCodec", "AVDiT", "AVDiT", "VideoCodec", "AudioCodec"]  # one step, with guidance
     clip = ["--class", "cat", "--offload", "--out", tmp_path / "clip.mp4"]
     status, _, error = run(capsys, "generate", "--checkpoint", assembled, *clip)
     assert status == 2 and "--offload is for a GPU" in error and not list(tmp_path.iterdir())
