@@ -37,6 +37,9 @@ def build_parser() -> Parser:
         sub.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT, help="pipeline folder")
         sub.add_argument("--device", default="cpu")
 
+    def joint_guidance(sub: Parser) -> None:
+        sub.add_argument("--joint-guidance", type=float, default=5.0, help="of picture and sound by each other")
+
     def features(sub: Parser) -> None:
         for name, text in (("video", "I3D as TorchScript"), ("audio", "AudioCLIP, VGGish or TorchScript")):
             sub.add_argument(f"--{name}-features", type=Path, metavar="FILE", help=f"{text}; our own by default")
@@ -50,6 +53,7 @@ def build_parser() -> Parser:
     sub.add_argument("--steps", type=int, default=12)
     sub.add_argument("--guidance", type=float, default=2.0)
     sub.add_argument("--audio-guidance", type=float, help="as --guidance where it is left out")
+    joint_guidance(sub)
     sub.add_argument("--sampler", default="ddim", help="ddim, dpm++, unipc, or turbo: few steps without guidance")
     sub.add_argument("--seconds", type=float, default=1.6)
     sub.add_argument("--out", type=Path, required=True, metavar="CLIP.mp4")
@@ -72,6 +76,7 @@ def build_parser() -> Parser:
     sub.add_argument("--windows", type=int, default=2, help="of a continuation, whose last window is measured")
     sub.add_argument("--steps", type=int, default=12)
     sub.add_argument("--guidance", type=float, default=2.0)
+    joint_guidance(sub)
     sub.add_argument("--sampler", default="ddim", help="ddim, dpm++, unipc or turbo")
     sub.add_argument("--batch", type=int, default=4, help="clips that are made at a time")
     sub.add_argument("--training-clips", type=int, default=16, help="of each class, among which to look for copies")
@@ -85,6 +90,7 @@ def build_parser() -> Parser:
     sub.add_argument("--classes", help="landscape, dance, or names with commas between; all of the model's by default")
     sub.add_argument("--steps", type=int, default=50)
     sub.add_argument("--guidance", type=float, default=2.0)
+    joint_guidance(sub)
     sub.add_argument("--sampler", default="ddim", help="ddim, dpm++ or unipc")
     sub.add_argument("--batch", type=int, default=8, help="clips that are made at a time")
     sub.add_argument("--out", type=Path, required=True, metavar="DIR", help="what is there already is kept")
@@ -185,6 +191,7 @@ def run_generate(args: argparse.Namespace) -> None:
         steps=args.steps,
         guidance=args.guidance,
         audio_guidance=args.audio_guidance,
+        joint_guidance=args.joint_guidance,
         sampler=args.sampler,
         seconds=args.seconds,
         video=args.video,
@@ -246,7 +253,9 @@ def run_evaluate(args: argparse.Namespace) -> None:
         clips=args.clips,
         pack=args.pack,
         parts=PARTS if args.part == "all" else (args.part,),
-        sampling=Sampling(args.task, args.steps, args.guidance, args.sampler, args.windows, args.batch),
+        sampling=Sampling(
+            args.task, args.steps, args.guidance, args.joint_guidance, args.sampler, args.windows, args.batch
+        ),
         training_clips=args.training_clips,
         judges=args.judges,
         video_features=args.video_features,
@@ -264,7 +273,7 @@ def run_samples(args: argparse.Namespace) -> None:
 
     share, state = my_share()
     pipe = load_pipeline(args.checkpoint, args.device or str(state.device))
-    sampling = Sampling("joint", args.steps, args.guidance, args.sampler, batch=args.batch)
+    sampling = Sampling("joint", args.steps, args.guidance, args.joint_guidance, args.sampler, batch=args.batch)
     classes = class_names(args.classes) if args.classes else None
     with fast_precision(pipe.device):
         told = write_samples(pipe, args.out, args.clips, sampling, classes, share)

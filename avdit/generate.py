@@ -41,6 +41,7 @@ class Request:
     steps: int = 12
     guidance: float = 2.0
     audio_guidance: float | None = None
+    joint_guidance: float = 5.0
     sampler: str = "ddim"
     seconds: float = 1.6
     video: str | None = None
@@ -57,6 +58,7 @@ class Request:
         between(self.guidance, "guidance", 1, 10)
         if self.audio_guidance is not None:
             between(self.audio_guidance, "audio guidance", 1, 10)
+        between(self.joint_guidance, "joint guidance", 1, 10)
         between(self.seconds, "seconds", 0.1, 60)
         if self.start is not None:
             between(self.start, "start", 0, 86400)
@@ -180,7 +182,7 @@ def resolved(pipe: "AVDiTPipeline", request: Request) -> Request:
     steps = pipe.turbo_steps(request.class_label)
     if steps is None:
         raise ValueError(f"there are no turbo adapters for {request.class_label!r}: choose the sampler ddim")
-    return replace(request, steps=steps, guidance=1.0, audio_guidance=None)
+    return replace(request, steps=steps, guidance=1.0, audio_guidance=None, joint_guidance=1.0)
 
 
 def settings_of(request: Request) -> dict[str, Any]:
@@ -191,6 +193,7 @@ def settings_of(request: Request) -> dict[str, Any]:
         "num_inference_steps": request.steps,
         "guidance_scale": float(request.guidance),
         "audio_guidance_scale": request.audio_guidance,
+        "joint_guidance_scale": float(request.joint_guidance),
         "sampler": "ddim" if turbo else request.sampler,
         "turbo": turbo,
     }

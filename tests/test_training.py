@@ -7,39 +7,65 @@ import subprocess
 import sys
 import time
 
+import pytest
 import torch
 from safetensors import safe_open
 
 from avdit.geometry import ClipGeometry
 from avdit.models.schedule import xs_scheduler
+from avdit.training.backbone import moving_weight
 from avdit.training.batches import given_parts
 from avdit.training.diffusion import Diffusion, masked_error
 from avdit.training.trainer import Trainer, TrainerConfig
 
 
-def line_fit(out, steps):
+def line_fit(out, steps, optimiser="adamw"):
     """A small regression whose batches depend on the step alone."""
     torch.manual_seed(0)
-    module = torch.nn.Linear(4, 1)
+    module = torch.nn.Sequential()
+    module.add_module("blocks", torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 1)))
 
     def loss(model, generator, step):
         x = torch.randn(8, 4, generator=generator)
         return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
 
-    return Trainer(module, loss, TrainerConfig(steps=steps, warmup_steps=1, save_every=10, final_rate=1.0), out)
+    settings = {"warmup_steps": 1, "save_every": 10, "final_rate": 1.0, "learning_rate": 0.02, "weight_decay": 0.0}
+    return Trainer(module, loss, TrainerConfig(steps=steps, optimiser=optimiser, **settings), out)
 
 
-def test_resumed_run_equals_uninterrupted_run(tmp_path):
-    whole = line_fit(tmp_path / "whole", 40)
-    expected = whole.run().weight.detach().clone()
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_resumed_run_equals_uninterrupted_run(tmp_path, optimiser):
+    whole = line_fit(tmp_path / "whole", 40, optimiser)
+    expected = {name: value.clone() for name, value in whole.run().state_dict().items()}
 
-    part = line_fit(tmp_path / "part", 40)
+    part = line_fit(tmp_path / "part", 40, optimiser)
     part.config.steps, kept = 20, part.config.steps
     part.config.final_rate = 1.0
     part.run()
-    again = line_fit(tmp_path / "part", kept)
+    again = line_fit(tmp_path / "part", kept, optimiser)
     assert again.resume() and again.step == 20
-    torch.testing.assert_close(again.run().weight, expected)
+    torch.testing.assert_close(dict(again.run().state_dict()), expected)
+
+
+@pytest.mark.parametrize("optimiser", ["adamw", "muon"])
+def test_both_optimisers_fit_the_line(tmp_path, optimiser):
+    trainer = line_fit(tmp_path, 300, optimiser)
+    first = trainer.train_step()["loss"]
+    for _ in range(299):
+        last = trainer.train_step()["loss"]
+    assert last < 0.02 * first
+    with pytest.raises(ValueError, match="optimiser 'sgd' must be"):
+        TrainerConfig(optimiser="sgd")
+
+
+def test_what_moves_counts_for_more():
+    clips = torch.zeros(2, 16, 3, 8, 8)
+    clips[0, ::2, :, 2:4, 2:4] = 1.0  # something small moves before a wall; in the second clip nothing does
+    weight = moving_weight(clips, 3.0)
+    assert weight[0, 0, 2, 2] == pytest.approx(9 * weight[0, 0, 0, 0].item())
+    torch.testing.assert_close(weight.mean((1, 2, 3)), torch.ones(2))
+    torch.testing.assert_close(weight[1], torch.ones(1, 8, 8))
+    torch.testing.assert_close(moving_weight(clips, 1.0), torch.ones(2, 1, 8, 8))
 
 
 def test_no_two_steps_draw_the_same_noise(tmp_path):

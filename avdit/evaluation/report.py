@@ -16,7 +16,7 @@ from avdit.evaluation.measure import Instruments, Measured, event_classes, look,
 from avdit.evaluation.scores import CEILING, alignment_scores, class_scores, distance_scores, drift
 from avdit.evaluation.sync import Onsets
 from avdit.evaluation.tasks import GIVEN, TASKS, Sampling, made, rendered, through_codecs
-from avdit.generate import DEFAULT_CHECKPOINT, Request, whole
+from avdit.generate import DEFAULT_CHECKPOINT, whole
 from avdit.machine import fast_precision
 from avdit.pipeline import AVDiTPipeline
 
@@ -56,8 +56,7 @@ class Settings:
         for part in self.parts:
             if part not in PARTS:
                 raise ValueError(f"unknown part {part!r}: choose from {', '.join(PARTS)}")
-        request = Request(classes[0], steps=sampling.steps, guidance=sampling.guidance, sampler=sampling.sampler)
-        request.validate(classes)
+        sampling.request(classes[0]).validate(classes)
         return classes
 
 
@@ -216,6 +215,7 @@ def table(report: dict[str, Any]) -> str:
             add(f"copies, {kind}", scores["share"], scores["held_out_share"], scores["true_copy_share"], note)
     settings = report["settings"]
     how = f"{settings['task']}, {settings['steps']} steps of {settings['sampler']}, guidance {settings['guidance']:g}"
+    how += f", of each other {settings['joint_guidance']:g}"
     if settings["task"] == "continuation":
         how += f", window {settings['windows']}"
     lines = [f"{report['clips']} clips of each class of {report['pack']}; {how}"]

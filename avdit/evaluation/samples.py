@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from avdit.data.latents import write_shard
 from avdit.evaluation.tasks import Sampling
-from avdit.generate import Request, weights_sha256, whole
+from avdit.generate import weights_sha256, whole
 from avdit.pipeline import AVDiTPipeline
 
 NOTE = "samples.json"
@@ -59,13 +59,13 @@ def settings_of(pipe: AVDiTPipeline, clips: int, sampling: Sampling, classes: Se
     whole(clips, "--clips", 1, 10_000_000)
     whole(sampling.batch, "--batch", 1, 1024)
     for name in classes:
-        request = Request(name, steps=sampling.steps, guidance=sampling.guidance, sampler=sampling.sampler)
-        request.validate(pipe.classes)
+        sampling.request(name).validate(pipe.classes)
     return {
         "clips": clips,
         "classes": list(classes),
         "steps": sampling.steps,
         "guidance": sampling.guidance,
+        "joint_guidance": sampling.joint_guidance,
         "sampler": sampling.sampler,
         "batch": sampling.batch,
         "geometry": pipe.geometry.as_dict(),
@@ -138,6 +138,7 @@ def write_samples(
             [names[shard.label]] * len(shard.seeds),
             num_inference_steps=sampling.steps,
             guidance_scale=sampling.guidance,
+            joint_guidance_scale=sampling.joint_guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in shard.seeds],
             output_type="pt",
         )

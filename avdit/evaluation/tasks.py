@@ -41,6 +41,7 @@ class Sampling:
     task: str = "joint"
     steps: int = 12
     guidance: float = 2.0
+    joint_guidance: float = 5.0
     sampler: str = "ddim"
     windows: int = 2  # of a continuation
     batch: int = 4  # clips at a time
@@ -48,11 +49,17 @@ class Sampling:
     def resolved(self, pipe: AVDiTPipeline, label: str) -> "Sampling":
         """With the steps and the guidance that turbo adapters want, where they are asked for."""
         request = resolved(pipe, self.request(label))
-        return replace(self, steps=request.steps, guidance=request.guidance)
+        return replace(self, steps=request.steps, guidance=request.guidance, joint_guidance=request.joint_guidance)
 
     def request(self, label: str) -> Request:
         """What a user would ask for to get such a clip of a class."""
-        return Request(label, steps=self.steps, guidance=self.guidance, sampler=self.sampler)
+        return Request(
+            label,
+            steps=self.steps,
+            guidance=self.guidance,
+            joint_guidance=self.joint_guidance,
+            sampler=self.sampler,
+        )
 
 
 def rendered(classes: list[str], seeds: range, pipe: AVDiTPipeline) -> Iterator[Sample]:

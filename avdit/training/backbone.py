@@ -17,7 +17,7 @@ from avdit.geometry import ClipGeometry
 from avdit.models.dit import DiT
 from avdit.models.schedule import xs_scheduler
 from avdit.training.data import clip_geometry, training_data
-from avdit.training.diffusion import Diffusion, masked_error
+from avdit.training.diffusion import Diffusion
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, trainer_config
 
@@ -25,6 +25,7 @@ DEFAULTS = {
     "codecs": "runs/codecs",  # folder of video_codec and audio_codec
     "clips": 160,  # rendered clips a class
     "class_dropout": 0.1,
+    "moving_weight": 3.0,  # most that a cell's error counts for moving more than the clip's mean; 1: all count alike
     "model": {"hidden_size": 192, "depth": 8, "num_heads": 3},
     "train": {"steps": 40000, "batch_size": 64, "learning_rate": 1e-3, "warmup_steps": 100, "sample_every": 500},
 }
@@ -35,6 +36,17 @@ def new_backbone(geometry: ClipGeometry, num_classes: int, sizes: dict[str, int]
     shape = {"input_size": geometry.video_latent_shape[1], "in_channels": geometry.video_channels}
     shape |= {"patch_size": geometry.video_patch, "num_classes": num_classes, "learn_sigma": False}
     return DiT(**shape, **sizes)
+
+
+def moving_weight(clips: Tensor, most: float) -> Tensor:
+    """Weights (N, 1, h, w) of the cells of ``clips`` (N, F, C, h, w), whose mean over each picture is 1.
+
+    A cell's weight follows its deviation over the clip against the picture's mean, from 1 / ``most`` to ``most``. What
+    a clip is about moves, and may be small: a dancer fills a tenth of the cells, whose errors a room would drown.
+    """
+    moves = clips.std(1).mean(1, keepdim=True)
+    weight = (moves / moves.mean((2, 3), keepdim=True).clamp(min=1e-6)).clamp(1 / most, most)
+    return weight / weight.mean((2, 3), keepdim=True)
 
 
 @torch.no_grad()
@@ -73,12 +85,15 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         dropped = torch.rand(number, generator=generator) < config["class_dropout"]
         t = diffusion.timesteps(generator, number)
         items, frames, dropped, t = map(trainer.mine, (items, frames, dropped, t))
-        clean = shards.get("video", items, frames).float()
+        clips = shards.get("video", items).float()  # (N, F, C, h, w)
+        clean = clips[torch.arange(len(clips)), frames]
         labels = data.labels(items, dropped)
         noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in trainer.generators()])
         noised, target = diffusion.noised(clean, noise, t, torch.zeros_like(t, dtype=torch.bool))
         predicted = module(noised.to(device), t.to(device), labels.to(device))
-        return {"loss": masked_error(predicted, target.to(device), torch.ones(1, device=device, dtype=torch.bool))}
+        error = (predicted - target.to(device)).square()
+        weight = moving_weight(clips, config["moving_weight"]).to(device)
+        return {"loss": (weight * error).mean(), "error": error.mean()}
 
     def sheet(path: Path) -> None:
         model.eval()

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+KEPT = "step", "exp_avg", "exp_avg_sq", "momentum_buffer"  # what AdamW and Muon know of a parameter
 WAIT = timedelta(hours=6)  # for the slowest process's share of the encoding, or for a sample sheet
 
 
@@ -61,10 +62,13 @@ class TrainerConfig:
     compile: bool = False  # pays off after about a thousand steps
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass: less memory, more time
     mixed_precision: str = ""  # "no", "bf16" or "fp16"; empty: as accelerate is configured
+    optimiser: str = "adamw"  # or "muon" (Jordan et al. 2024): that for the matrices of the blocks, AdamW for the rest
 
     def __post_init__(self) -> None:
         if self.mixed_precision not in ("", "no", "bf16", "fp16"):
             raise ValueError(f"mixed_precision {self.mixed_precision!r} must be 'no', 'bf16' or 'fp16'")
+        if self.optimiser not in ("adamw", "muon"):
+            raise ValueError(f"optimiser {self.optimiser!r} must be 'adamw' or 'muon'")
         for name in ("batch_size", "accumulation"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -105,15 +109,8 @@ class Trainer:
         if config.gradient_checkpointing:
             checkpoint_blocks(self.raw)
         self.parameters = {n: p for n, p in self.raw.named_parameters() if p.requires_grad}
-        optimiser = torch.optim.AdamW(
-            list(self.parameters.values()),
-            lr=config.learning_rate,
-            betas=(0.9, 0.98),
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
         module = torch.compile(self.raw) if config.compile else self.raw
-        self.module, self.optimiser = self.accelerator.prepare(module, optimiser)
+        self.module, *self.optimisers = self.accelerator.prepare(module, *optimisers(self.parameters, config))
         # Only now do all processes have the first one's weights.
         self.ema = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.step, self.part, self.elapsed = 0, 0, 0.0
@@ -155,11 +152,11 @@ class Trainer:
     def save(self) -> None:
         """Write weights, EMA and optimiser state in one file that replaces the last one whole."""
         tensors = {}
-        inner = self.optimiser.optimizer.state
+        state = {p: kept for optimiser in self.optimisers for p, kept in optimiser.optimizer.state.items()}
         for name, parameter in self.parameters.items():
             tensors[f"weight.{name}"] = parameter.detach()
             tensors[f"ema.{name}"] = self.ema[name]
-            for key, value in inner.get(parameter, {}).items():
+            for key, value in state.get(parameter, {}).items():
                 tensors[f"optimiser.{key}.{name}"] = value
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         part = self.state_path.with_suffix(".part")
@@ -177,9 +174,10 @@ class Trainer:
             for name, parameter in self.parameters.items():
                 parameter.copy_(file.get_tensor(f"weight.{name}"))
                 self.ema[name].copy_(file.get_tensor(f"ema.{name}"))
-                state = {k: f"optimiser.{k}.{name}" for k in ("step", "exp_avg", "exp_avg_sq")}
-                if state["step"] in keys:
-                    self.optimiser.optimizer.state[parameter] = {k: file.get_tensor(n) for k, n in state.items()}
+                state = {k: n for k in KEPT if (n := f"optimiser.{k}.{name}") in keys}
+                for optimiser in self.optimisers:
+                    if state and any(parameter is p for group in optimiser.param_groups for p in group["params"]):
+                        optimiser.optimizer.state[parameter] = {k: file.get_tensor(n) for k, n in state.items()}
         self.step, self.elapsed = int(meta["step"]), float(meta["elapsed"])
         return True
 
@@ -231,7 +229,7 @@ class Trainer:
         if cfg.minutes:
             progress = max(progress, self.elapsed / (cfg.minutes * 60))
         rate = cfg.final_rate + (1 - cfg.final_rate) * 0.5 * (1 + math.cos(math.pi * min(progress, 1)))
-        for group in self.optimiser.param_groups:
+        for group in (group for optimiser in self.optimisers for group in optimiser.param_groups):
             group["lr"] = cfg.learning_rate * rate * min(1.0, (self.step + 1) / cfg.warmup_steps)
         for self.part in range(cfg.accumulation):
             last = self.part == cfg.accumulation - 1
@@ -240,8 +238,9 @@ class Trainer:
                 terms = self.loss(self.module, torch.Generator().manual_seed(self.seed), self.step)
                 self.accelerator.backward(terms["loss"] / cfg.accumulation)
         self.accelerator.clip_grad_norm_(list(self.parameters.values()), cfg.clip_norm)
-        self.optimiser.step()
-        self.optimiser.zero_grad()
+        for optimiser in self.optimisers:
+            optimiser.step()
+            optimiser.zero_grad()
         self.step += 1
         decay = min(cfg.ema_decay, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
@@ -298,6 +297,19 @@ class Trainer:
         with torch.no_grad():
             self.sample(path)
         self.swap_ema()
+
+
+def optimisers(parameters: dict[str, nn.Parameter], config: TrainerConfig) -> list[torch.optim.Optimizer]:
+    """Those of ``config`` over named ``parameters``; their rates stand for steps of the same size."""
+    matrices = {}
+    if config.optimiser == "muon":
+        matrices = {n: p for n, p in parameters.items() if p.ndim == 2 and ".blocks." in f".{n}"}
+    others = [p for n, p in parameters.items() if n not in matrices]
+    shared = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=(0.9, 0.98), fused=True, **shared)]
+    if matrices:
+        made.append(torch.optim.Muon(list(matrices.values()), adjust_lr_fn="match_rms_adamw", **shared))
+    return made
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
