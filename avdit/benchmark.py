@@ -136,7 +136,7 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12) -> dict[str, Any]
 
         def step() -> tuple[Tensor, ...]:
             wanted = denoiser(video, audio, *times, label)
-            return (*wanted, *denoiser(video, audio, *times, none, joint=False)) if guided else wanted
+            return (*wanted, *denoiser(video, audio, *times, none, joint=False, temporal=False)) if guided else wanted
 
         return ceiling.stage(step, runs, model, video, audio)
 

@@ -85,7 +85,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         self,
         class_labels: Sequence[int],
         num_inference_steps: int,
-        guidance_start: float,
+        starts: dict[str, float],
         output_type: str,
         given_latents: tuple[Tensor, Tensor] | None,
         video: Array | None,
@@ -100,8 +100,9 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         for label in class_labels:
             if not 0 <= label <= count:
                 raise ValueError(f"class {label} does not exist: choose 0 to {count - 1}, or {count} for none")
-        if not 0 <= guidance_start <= 1:
-            raise ValueError(f"guidance_start = {guidance_start!r} must be from 0 to 1")
+        for name, start in starts.items():
+            if not 0 <= start <= 1:
+                raise ValueError(f"{name} = {start!r} must be from 0 to 1")
         if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= 1000:
             raise ValueError(f"num_inference_steps = {num_inference_steps!r} must be a whole number from 1 to 1000")
         if output_type not in ("np", "pt", "latent"):
@@ -236,6 +237,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         audio_guidance_scale: float | None = None,
         guidance_start: float = 0.5,
         joint_guidance_scale: float = 5.0,
+        temporal_guidance_start: float = 0.25,
         generator: torch.Generator | list[torch.Generator] | None = None,
         video: Array | None = None,
         audio: Array | None = None,
@@ -253,12 +255,16 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         Args:
             class_labels: Name or index, or several.
             num_inference_steps: Steps of the sampler.
-            guidance_scale: Classifier-free guidance of the picture; 1 is none.
+            guidance_scale: Guidance of the picture after the first steps; 1 is none.
             audio_guidance_scale: That of the sound; as the picture's where it is left out.
-            guidance_start: Share of the steps that are made before guidance sets in. At high noise it costs variety
-                (Kynkäänniemi et al. 2024, arXiv 2404.07724): rare moments, such as lightning, and their synchrony.
-            joint_guidance_scale: Guidance of picture and sound by each other until then, away from what each would be
-                alone; 1 is none. It is in the first steps that the moment of an event is settled.
+            guidance_start: Share of the steps after which guidance leads away from any class. At high noise that costs
+                variety (Kynkäänniemi et al. 2024, arXiv 2404.07724): rare moments, such as lightning, and their
+                synchrony.
+            joint_guidance_scale: Guidance of picture and sound by each other in the first steps, away from what each
+                would be alone; 1 is none. It is there that the moment of an event is settled.
+            temporal_guidance_start: Share of the steps after which guidance leads away from single images, too, as
+                they would be without temporal attention, so that frames hold together (after the skipped layers of
+                Hyung et al. 2024, arXiv 2411.18664). Before, it would hold events up.
             generator: CPU generator, or one a clip; the same seed gives the same clip alone or in a batch.
             video: Frames (F, H, W, 3) in [0, 1] that are given: their sound is made.
             audio: Samples (n,) that are given: their picture is made.
@@ -278,7 +284,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         self.check_inputs(
             labels,
             num_inference_steps,
-            guidance_start,
+            {"guidance_start": guidance_start, "temporal_guidance_start": temporal_guidance_start},
             output_type,
             given_latents,
             video,
@@ -328,8 +334,8 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         denoiser = self.denoiser()
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(self.scheduler.timesteps):
-                late = i >= guidance_start * num_inference_steps
-                scales = (guidance_scale, audio_guidance_scale) if late else (joint_guidance_scale,) * 2
+                late, single = (i >= start * num_inference_steps for start in (guidance_start, temporal_guidance_start))
+                scales = (guidance_scale, audio_guidance_scale) if late or single else (joint_guidance_scale,) * 2
                 state = (
                     video_latents.to(dtype),
                     audio_latents.to(dtype),
@@ -338,8 +344,10 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                 )
                 video_out, audio_out = (out.float() for out in denoiser(*state, class_ids))
                 if scales != (1, 1):
-                    # What guidance leads away from: neither knows of the other, and later on of the class either.
-                    others = denoiser(*state, no_class if late else class_ids, joint=False)
+                    # What guidance leads away from knows ever less: nothing of the other modality, then nothing of
+                    # the other frames, at last nothing of the class.
+                    known = no_class if late else class_ids
+                    others = denoiser(*state, known, joint=False, temporal=not single)
                     video_out, audio_out = (
                         other.float() + scale * (out - other.float())
                         for scale, out, other in zip(scales, (video_out, audio_out), others, strict=True)

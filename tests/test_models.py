@@ -138,6 +138,12 @@ def test_each_modality_runs_without_the_other():
     none_too, sound = model(None, audio, None, t_audio, labels)
     assert none is None and none_too is None and out.shape == video.shape and sound.shape == audio.shape
     torch.testing.assert_close(model(video, audio, t_video, t_audio, labels, joint=False), (out, sound))
+    model.class_embedder.embedding_table.weight.copy_(model.backbone.y_embedder.embedding_table.weight)
+    none, sound = model(None, audio, None, t_audio, labels)
+    lone = model(video, audio, t_video, t_audio, labels, joint=False, temporal=False)
+    image = model.backbone(video.flatten(0, 1), t_video.flatten(), labels.repeat_interleave(GEOMETRY.frames))
+    torch.testing.assert_close(lone[1], sound)  # and each frame is the image that the frozen model would make of it
+    torch.testing.assert_close(lone[0].flatten(0, 1), image[:, : video.shape[2]])
     for block in model.adapters:  # with the gates closed the other modality makes no difference
         if block.interaction is not None:
             block.interaction.gate_video.zero_()

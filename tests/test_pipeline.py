@@ -69,7 +69,7 @@ def test_class_and_guidance_matter(pipe):
     assert (base.audio - sound_only.audio).abs().max() > 1e-3
 
 
-def test_guidance_sets_in_after_half_of_the_steps(pipe):
+def test_what_guidance_leads_away_from_changes_with_the_steps(pipe):
     def after(step, **settings):
         seen = []
         pipe(
@@ -83,14 +83,18 @@ def test_guidance_sets_in_after_half_of_the_steps(pipe):
         return seen[step]
 
     weak, strong = {"guidance_scale": 2.0}, {"guidance_scale": 8.0}
-    assert torch.allclose(after(1, **weak), after(1, **strong), atol=1e-5)
-    assert not torch.allclose(after(2, **weak), after(2, **strong), atol=1e-3)
+    assert torch.allclose(after(0, **weak), after(0, **strong), atol=1e-5)
+    assert not torch.allclose(after(1, **weak), after(1, **strong), atol=1e-3)
     early = {"guidance_start": 0.0}
     assert not torch.allclose(after(0, **weak, **early), after(0, **strong, **early), atol=1e-3)
     alone, joint = {"joint_guidance_scale": 1.0}, {"joint_guidance_scale": 4.0}
     assert not torch.allclose(after(0, **alone), after(0, **joint), atol=1e-4)
-    with pytest.raises(ValueError, match="guidance_start = 2"):
-        after(0, guidance_start=2)
+    single, never = {"temporal_guidance_start": 0.0}, {"temporal_guidance_start": 1.0}
+    assert not torch.allclose(after(3, **weak), after(3, **weak, **never), atol=1e-3)
+    assert not torch.allclose(after(0, **weak, **single), after(0, **strong, **single), atol=1e-3)
+    for name in ("guidance_start", "temporal_guidance_start"):
+        with pytest.raises(ValueError, match=f"^{name} = 2"):
+            after(0, **{name: 2})
 
 
 def test_what_is_given_comes_back_untouched(pipe):

@@ -34,7 +34,7 @@ def batch_at(pipe, time, given_frames=0):
     )
 
 
-@pytest.mark.parametrize("time", [999, 499, 249])
+@pytest.mark.parametrize("time", [999, 749, 499, 249])
 @torch.no_grad()
 def test_one_step_lands_where_two_guided_steps_do(tiny_pipeline, time):
     model, batch, count = tiny_pipeline.transformer, batch_at(tiny_pipeline, time), 4
@@ -45,14 +45,14 @@ def test_one_step_lands_where_two_guided_steps_do(tiny_pipeline, time):
     state = {"video": batch.video, "audio": batch.audio}
     start = fine.timesteps.tolist().index(time)
     for i, t in enumerate(fine.timesteps[start : start + 2], start):
-        late = i >= 4  # in the first half of the steps picture and sound guide each other
+        late = i >= 4
         t_video, t_audio = t.expand(1, 16), t.expand(1, 20)
         wanted = model(state["video"], state["audio"], t_video, t_audio, torch.tensor([5]))
         other = torch.tensor([empty if late else 5])
-        free = model(state["video"], state["audio"], t_video, t_audio, other, joint=False)
+        free = model(state["video"], state["audio"], t_video, t_audio, other, joint=False, temporal=i < 2)
         for key, w, f in zip(state, wanted, free, strict=True):
-            state[key] = fine.step(f + (3.0 if late else 4.0) * (w - f), t, state[key]).prev_sample
-    targets = Teacher(model, xs_scheduler(), count, 3.0, 0.5, 4.0, empty).targets(batch)
+            state[key] = fine.step(f + (3.0 if i >= 2 else 4.0) * (w - f), t, state[key]).prev_sample
+    targets = Teacher(model, xs_scheduler(), count, 3.0, 0.5, 4.0, 0.25, empty).targets(batch)
     for target, begin, end in zip(targets, (batch.video, batch.audio), state.values(), strict=True):
         landed = coarse.step(target, time, begin).prev_sample
         torch.testing.assert_close(landed, end, atol=1e-3, rtol=1e-3)
@@ -62,7 +62,7 @@ def test_one_step_lands_where_two_guided_steps_do(tiny_pipeline, time):
 @torch.no_grad()
 def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     model = tiny_pipeline.transformer
-    teacher = Teacher(model, xs_scheduler(), 4, 2.0, 0.5, 3.0, model.config.num_classes)
+    teacher = Teacher(model, xs_scheduler(), 4, 2.0, 0.5, 3.0, 0.25, model.config.num_classes)
     batch = batch_at(tiny_pipeline, 749, given_frames=4)
     video, audio = teacher.targets(batch)
     assert torch.isfinite(video).all() and torch.isfinite(audio).all()

@@ -155,6 +155,7 @@ class AVDiT(ModelMixin, PortableConfig):
         t_audio: Tensor | None,
         class_labels: Tensor,
         joint: bool = True,
+        temporal: bool = True,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Predict for the noised latents of both, or of one alone where the other is None.
 
@@ -165,6 +166,7 @@ class AVDiT(ModelMixin, PortableConfig):
             t_audio: Timestep of each audio column, (B, columns); 0 where it is given.
             class_labels: (B,).
             joint: Whether picture and sound know of each other; if not, each is predicted as if it were alone.
+            temporal: Whether the frames know of each other; if not, and not ``joint``, each is an image by itself.
 
         Returns:
             The predictions, shaped as ``video`` and ``audio``.
@@ -180,10 +182,11 @@ class AVDiT(ModelMixin, PortableConfig):
             xa = self.audio_embedder(audio) + self.audio_positions.to(audio.dtype)  # (B, M, D)
             ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
         for block, adapters in zip(dit.blocks, self.adapters, strict=True):
+            state = (xv, xa, cv, ca, rows)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                xv, xa = self._gradient_checkpointing_func(self._block, block, adapters, xv, xa, cv, ca, rows, joint)
+                xv, xa = self._gradient_checkpointing_func(self._block, block, adapters, *state, joint, temporal)
             else:
-                xv, xa = self._block(block, adapters, xv, xa, cv, ca, rows, joint)
+                xv, xa = self._block(block, adapters, *state, joint, temporal)
         if video is not None:
             video_out = dit.unpatchify(dit.final_layer(xv, cv))[:, : video.shape[2]]  # the variance half is dropped
             video_out = video_out.unflatten(0, video.shape[:2])
@@ -202,12 +205,13 @@ class AVDiT(ModelMixin, PortableConfig):
         ca: Tensor | None,
         rows: int,
         joint: bool,
+        temporal: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         frames = self.clip.frames
         if xv is not None:
             v = block.modulation(cv)  # 6 × (B·F, 1, D)
             xv = xv + v[2] * block.attn(modulate(block.norm1(xv), v[0], v[1]))
-            if adapters.temporal is not None:
+            if temporal and adapters.temporal is not None:
                 xv = xv + adapters.temporal(xv, frames)
         if xa is not None:
             a = block.adaLN_modulation(ca)

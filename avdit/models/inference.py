@@ -65,6 +65,7 @@ class FoldedAVDiT:
         t_audio: Tensor,
         class_labels: Tensor,
         joint: bool = True,
+        temporal: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """The predictions for both, as :meth:`AVDiT.forward` gives them."""
         model, (time, frequency) = self.model, self.model.clip.audio_patch
@@ -76,7 +77,7 @@ class FoldedAVDiT:
             xv = self.embed_video(xv) + self.video_positions  # (B, F, N, D)
             xa = self.embed_audio(xa) + self.audio_positions  # (B, columns, rows, D)
             for block, v_block, a_block in zip(self.blocks, v[:-1], a[:-1], strict=True):
-                xv, xa = block(xv, xa, v_block, a_block, joint)
+                xv, xa = block(xv, xa, v_block, a_block, joint, temporal)
             video_out = self.video_final(normalised(xv, *v[-1])).flatten(0, 1)  # (B·F, N, values)
             audio_out = self.audio_final(normalised(xa, *a[-1])).flatten(1, 2)  # (B, M, values)
         video_out = model.backbone.unpatchify(video_out)[:, : video.shape[2]]  # the variance half is dropped
@@ -138,11 +139,11 @@ class FoldedBlock:
         self.interaction = adapters.interaction and FoldedInteraction(adapters.interaction, block.attn, model, dtype)
 
     def __call__(
-        self, xv: Tensor, xa: Tensor, v: tuple[Tensor, ...], a: tuple[Tensor, ...], joint: bool
+        self, xv: Tensor, xa: Tensor, v: tuple[Tensor, ...], a: tuple[Tensor, ...], joint: bool, temporal: bool
     ) -> tuple[Tensor, Tensor]:
         """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations."""
         xv = torch.addcmul(xv, v[2], self.video_attention(normalised(xv, v[0], v[1])))
-        if self.temporal is not None:
+        if temporal and self.temporal is not None:
             xv = xv + self.temporal(xv)
         heard = self.audio_attention(normalised(xa, a[0], a[1]).flatten(1, 2))  # (B, M, D)
         xa = torch.addcmul(xa, a[2], heard.view_as(xa))

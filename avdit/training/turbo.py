@@ -30,8 +30,9 @@ DEFAULTS = {
     "clips": 160,  # rendered clips a class
     "steps": 4,  # of the student's sampler
     "guidance": 2.0,  # of the teacher
-    "guidance_start": 0.5,  # share of its steps that are made before guidance sets in
-    "joint_guidance": 5.0,  # of picture and sound by each other, until then
+    "guidance_start": 0.5,  # share of its steps after which guidance leads away from any class
+    "joint_guidance": 5.0,  # of picture and sound by each other in its first steps
+    "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
     "tasks": ADAPTERS["tasks"],
     "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
 }
@@ -43,8 +44,9 @@ class Teacher:
     Args:
         model: The trained model, whose gradients are not wanted.
         steps: The student's steps.
-        start: Share of the teacher's steps that are made before guidance sets in, as in the pipeline.
-        joint: Guidance of picture and sound by each other, until then.
+        start: Share of the teacher's steps after which guidance leads away from any class, as in the pipeline.
+        joint: Guidance of picture and sound by each other in the first steps.
+        temporal_start: Share of the steps after which guidance leads away from single images.
         empty: The unconditional class.
     """
 
@@ -56,9 +58,11 @@ class Teacher:
         guidance: float,
         start: float,
         joint: float,
+        temporal_start: float,
         empty: int,
     ) -> None:
-        self.model, self.guidance, self.start, self.joint, self.empty = model, guidance, start, joint, empty
+        self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
+        self.start, self.temporal_start = start, temporal_start
         grid = copy.deepcopy(scheduler)
         grid.set_timesteps(2 * steps)
         self.grid = grid.timesteps  # (2 · steps,), falling
@@ -83,7 +87,7 @@ class Teacher:
         given = [batch.given_video, batch.given_audio]
         for k in range(2):
             now = self.grid.to(time.device)[place + k]
-            predicted = self.guided(batch, state, now, place + k >= self.start * len(self.grid))
+            predicted = self.guided(batch, state, now, (place + k) / len(self.grid))
             a_now, a_next = alphas[place + k], alphas[place + k + 1]
             for i, (x, v) in enumerate(zip(state, predicted, strict=True)):
                 (a, s), (a_new, s_new) = (scales(value, x) for value in (a_now, a_next))
@@ -96,16 +100,22 @@ class Teacher:
             out.append((a * start - clean) / s)
         return out[0], out[1]
 
-    def guided(self, batch: ClipBatch, state: list[Tensor], now: Tensor, late: Tensor) -> list[Tensor]:
-        """The teacher's velocities at ``now`` (B,): guided as the pipeline is, before or in its ``late`` steps (B,)."""
+    def guided(self, batch: ClipBatch, state: list[Tensor], now: Tensor, done: Tensor) -> list[Tensor]:
+        """The teacher's velocities at ``now`` (B,), guided as the pipeline is after ``done`` (B,) of its steps."""
         t_video = now.unsqueeze(1).where(batch.t_video > 0, batch.t_video)
         t_audio = now.unsqueeze(1).where(batch.t_audio > 0, batch.t_audio)
         wanted = [v.float() for v in self.model(*state, t_video, t_audio, batch.labels)]
         if self.guidance == self.joint == 1:
             return wanted
-        labels = torch.where(late, self.empty, batch.labels)
-        others = [v.float() for v in self.model(*state, t_video, t_audio, labels, joint=False)]
-        scale = torch.where(late, self.guidance, self.joint)
+        late, single = done >= self.start, done >= self.temporal_start
+        inputs = (*state, t_video, t_audio, torch.where(late, self.empty, batch.labels))
+        others = [torch.empty_like(v) for v in wanted]
+        for rows, temporal in ((~single, True), (single, False)):
+            if rows.any():
+                found = self.model(*(part[rows] for part in inputs), joint=False, temporal=temporal)
+                for other, v in zip(others, found, strict=True):
+                    other[rows] = v.float()
+        scale = torch.where(late | single, self.guidance, self.joint)
         return [v + scale.view(-1, *(1,) * (v.ndim - 1)) * (w - v) for w, v in zip(wanted, others, strict=True)]
 
 
@@ -155,6 +165,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["guidance"],
         config["guidance_start"],
         config["joint_guidance"],
+        config["temporal_guidance_start"],
         len(data.classes),
     )
     batches = ClipBatches(
