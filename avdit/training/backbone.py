@@ -27,7 +27,14 @@ DEFAULTS = {
     "class_dropout": 0.1,
     "moving_weight": 3.0,  # most that a cell's error counts for moving more than the clip's mean; 1: all count alike
     "model": {"hidden_size": 192, "depth": 8, "num_heads": 3},
-    "train": {"steps": 40000, "batch_size": 64, "learning_rate": 1e-3, "warmup_steps": 100, "sample_every": 500},
+    "train": {
+        "steps": 40000,
+        "batch_size": 64,
+        "learning_rate": 1e-3,
+        "optimiser": "muon",
+        "warmup_steps": 100,
+        "sample_every": 500,
+    },
 }
 
 

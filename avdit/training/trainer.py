@@ -59,7 +59,7 @@ class TrainerConfig:
     sample_every: int = 500  # 0: no sample sheets
     minutes: float = 0.0  # stop after this time; 0: after ``steps``. The schedule then follows the time.
     seed: int = 0
-    compile: bool = False  # pays off after about a thousand steps
+    compile: bool = False  # of the backbone: half a minute that pays off after some 200 steps; adapters gain nothing
     gradient_checkpointing: bool = False  # blocks are computed again in the backward pass: less memory, more time
     mixed_precision: str = ""  # "no", "bf16" or "fp16"; empty: as accelerate is configured
     optimiser: str = "adamw"  # or "muon" (Jordan et al. 2024): that for the matrices of the blocks, AdamW for the rest
