@@ -33,13 +33,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("out", type=Path)
     parser.add_argument("--checkpoint", type=Path, default=DEFAULT_CHECKPOINT)
+    parser.add_argument("--pack", help="whose classes; the checkpoint's first by default")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sampler", default="ddim", help="ddim, dpm++, unipc or turbo")
     args = parser.parse_args()
     cpu = torch.device("cpu")
     pipe = load_pipeline(args.checkpoint, dtype=fast_dtype(cpu))
+    classes = pipe.packs[args.pack or next(iter(pipe.packs))]
     with fast_precision(cpu):
-        clips = {name: generate(pipe, Request(name, seed=args.seed, sampler=args.sampler)) for name in pipe.classes}
+        clips = {name: generate(pipe, Request(name, seed=args.seed, sampler=args.sampler)) for name in classes}
     rows = [row(clip, name) for name, clip in clips.items()]
     sheet = Image.new("RGB", (SHOWN * TILE, len(rows) * (TILE + STRIP + 4)), "white")
     for k, line in enumerate(rows):
