@@ -235,7 +235,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         num_inference_steps: int = 12,
         guidance_scale: float = 2.0,
         audio_guidance_scale: float | None = None,
-        guidance_start: float = 0.5,
+        guidance_start: float = 0.25,
         joint_guidance_scale: float = 5.0,
         temporal_guidance_start: float = 0.25,
         generator: torch.Generator | list[torch.Generator] | None = None,

@@ -30,7 +30,7 @@ DEFAULTS = {
     "clips": 160,  # rendered clips a class
     "steps": 4,  # of the student's sampler
     "guidance": 2.0,  # of the teacher
-    "guidance_start": 0.5,  # share of its steps after which guidance leads away from any class
+    "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
     "joint_guidance": 5.0,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
     "tasks": ADAPTERS["tasks"],
