@@ -39,6 +39,8 @@ def main() -> None:
     args = parser.parse_args()
     cpu = torch.device("cpu")
     pipe = load_pipeline(args.checkpoint, dtype=fast_dtype(cpu))
+    if args.pack is not None and args.pack not in pipe.packs:
+        parser.error(f"unknown pack {args.pack!r}: choose one of {', '.join(pipe.packs)}")
     classes = pipe.packs[args.pack or next(iter(pipe.packs))]
     with fast_precision(cpu):
         clips = {name: generate(pipe, Request(name, seed=args.seed, sampler=args.sampler)) for name in classes}

@@ -49,7 +49,8 @@ def moving_weight(clips: Tensor, most: float) -> Tensor:
     """Weights (N, 1, h, w) of the cells of ``clips`` (N, F, C, h, w), whose mean over each picture is 1.
 
     A cell's weight follows its deviation over the clip against the picture's mean, from 1 / ``most`` to ``most``. What
-    a clip is about moves, and may be small: a dancer fills a tenth of the cells, whose errors a room would drown.
+    a clip is about moves, and may be small: a dancer fills a tenth of the cells, whose errors a room would drown. As
+    the weight is the clip's own, what is predicted at high noise leans a little towards what moves.
     """
     moves = clips.std(1).mean(1, keepdim=True)
     weight = (moves / moves.mean((2, 3), keepdim=True).clamp(min=1e-6)).clamp(1 / most, most)

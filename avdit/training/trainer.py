@@ -274,7 +274,9 @@ class Trainer:
         total = sum(p.numel() for p in self.raw.parameters())
         held = sum(p.numel() * p.element_size() for p in self.raw.parameters())
         gradients = sum(p.numel() * p.element_size() for p in self.parameters.values())
-        counted = {"weights": held, "gradients": gradients, "optimiser": 2 * gradients, "averages": gradients}
+        states = (kept for optimiser in self.optimisers for kept in optimiser.optimizer.state.values())
+        state = sum(value.nbytes for kept in states for value in kept.values())
+        counted = {"weights": held, "gradients": gradients, "optimiser": state, "averages": gradients}
         unit = 1 if sys.platform == "darwin" else 1024
         peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
         cfg = self.config
