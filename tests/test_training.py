@@ -6,16 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from avdit.data.scenes import render_clip
 from avdit.geometry import ClipGeometry
 from avdit.models.schedule import xs_scheduler
-from avdit.training.backbone import moving_weight
+from avdit.models.video_codec import VideoCodec
+from avdit.training import codecs
 from avdit.training.batches import given_parts
-from avdit.training.diffusion import Diffusion, masked_error
+from avdit.training.diffusion import Diffusion, masked_error, moving_weight
 from avdit.training.trainer import Trainer, TrainerConfig
 
 
@@ -66,6 +69,27 @@ def test_what_moves_counts_for_more():
     torch.testing.assert_close(weight.mean((1, 2, 3)), torch.ones(2))
     torch.testing.assert_close(weight[1], torch.ones(1, 8, 8))
     torch.testing.assert_close(moving_weight(clips, 1.0), torch.ones(2, 1, 8, 8))
+    noised = torch.tensor([True, False]).view(2, 1, 1, 1, 1) * weight.unsqueeze(1)
+    errors = []
+    for place in (0, 2):
+        wrong = clips.clone()
+        wrong[:, :, :, place, place] += 1.0
+        errors.append(masked_error(wrong, clips, noised, clips[0].numel()).item())
+    assert errors[1] == pytest.approx(9 * errors[0])
+
+
+def test_decoder_alone_learns_and_the_latents_stay(tmp_path):
+    shipped = Path("checkpoints/avdit-xs/video_codec")
+    settings = {"clips": 1, "parts": ["video"], "trains": "decoder", "video_from": str(shipped), "perceptual": 0}
+    codecs.run({**settings, "video": {"steps": 3, "batch_size": 1, "sample_every": 0}}, tmp_path)
+    before, after = VideoCodec.from_pretrained(shipped), VideoCodec.from_pretrained(tmp_path / "video_codec")
+    frames = render_clip("explosion", 0).frames[None, :2].movedim(-1, 2) * 2 - 1
+    with torch.no_grad():
+        latents = before.encode(frames)
+        assert torch.equal(after.encode(frames), latents)
+        assert not torch.allclose(after.decode(latents), before.decode(latents))
+    with pytest.raises(ValueError, match="give video_from"):
+        codecs.run({"parts": ["video"], "trains": "decoder"}, tmp_path)
 
 
 def test_no_two_steps_draw_the_same_noise(tmp_path):

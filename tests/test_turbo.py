@@ -29,6 +29,7 @@ def batch_at(pipe, time, given_frames=0):
         labels=torch.tensor([5]),
         given_video=frames[..., None, None, None],
         given_audio=rows[:, None, :, None],
+        weight_video=torch.ones(1, 1, 1, 1, 1),
         share_video=1.0,
         share_audio=1.0,
     )

@@ -47,6 +47,7 @@ DEFAULTS = {
     "class_dropout": 0.1,
     "audio_weight": 1.0,
     "modalities": ["video", "audio"],
+    "moving_weight": 1.0,  # most that a cell's error counts for moving more than the clip's mean; 1: all count alike
     "tasks": {"joint": 0.6, "v2a": 0.1, "a2v": 0.1, "image": 0.1, "continuation": 0.1},
     "model": {
         "temporal_width": 128,
@@ -187,6 +188,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["class_dropout"],
         diffusion.timesteps,
         model.config.shared_noise,
+        config["moving_weight"],
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}

@@ -17,7 +17,7 @@ from avdit.geometry import ClipGeometry
 from avdit.models.dit import DiT
 from avdit.models.schedule import xs_scheduler
 from avdit.training.data import clip_geometry, training_data
-from avdit.training.diffusion import Diffusion
+from avdit.training.diffusion import Diffusion, moving_weight
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, trainer_config
 
@@ -43,18 +43,6 @@ def new_backbone(geometry: ClipGeometry, num_classes: int, sizes: dict[str, int]
     shape = {"input_size": geometry.video_latent_shape[1], "in_channels": geometry.video_channels}
     shape |= {"patch_size": geometry.video_patch, "num_classes": num_classes, "learn_sigma": False}
     return DiT(**shape, **sizes)
-
-
-def moving_weight(clips: Tensor, most: float) -> Tensor:
-    """Weights (N, 1, h, w) of the cells of ``clips`` (N, F, C, h, w), whose mean over each picture is 1.
-
-    A cell's weight follows its deviation over the clip against the picture's mean, from 1 / ``most`` to ``most``. What
-    a clip is about moves, and may be small: a dancer fills a tenth of the cells, whose errors a room would drown. As
-    the weight is the clip's own, what is predicted at high noise leans a little towards what moves.
-    """
-    moves = clips.std(1).mean(1, keepdim=True)
-    weight = (moves / moves.mean((2, 3), keepdim=True).clamp(min=1e-6)).clamp(1 / most, most)
-    return weight / weight.mean((2, 3), keepdim=True)
 
 
 @torch.no_grad()

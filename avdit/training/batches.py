@@ -10,7 +10,7 @@ from torch import Tensor
 from avdit.geometry import ClipGeometry
 from avdit.models.noise import draw_noise
 from avdit.training.data import TrainingData
-from avdit.training.diffusion import Diffusion, masked_error
+from avdit.training.diffusion import Diffusion, masked_error, moving_weight
 from avdit.training.trainer import Trainer
 
 
@@ -42,7 +42,8 @@ class ClipBatch:
     """One process's noised clips; ``video`` (B, F, C, h, w) and ``audio`` (B, C, T, f), each with its target.
 
     ``given_video`` (B, F, 1, 1, 1) and ``given_audio`` (B, 1, T, 1) tell what is clean; ``share_video`` and
-    ``share_audio`` what the sums of errors are divided by (see :func:`masked_error`).
+    ``share_audio`` what the sums of errors are divided by (see :func:`masked_error`). ``weight_video`` (B, 1, 1, h, w)
+    is what the error of each cell counts for.
     """
 
     video: Tensor
@@ -54,6 +55,7 @@ class ClipBatch:
     labels: Tensor
     given_video: Tensor
     given_audio: Tensor
+    weight_video: Tensor
     share_video: float
     share_audio: float
 
@@ -62,8 +64,8 @@ class ClipBatch:
         return ClipBatch(**values)
 
     def video_error(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error of the frames that were noised."""
-        return masked_error(predicted, target, ~self.given_video, self.share_video)
+        """Mean squared error of the frames that were noised, its cells weighted."""
+        return masked_error(predicted, target, ~self.given_video * self.weight_video, self.share_video)
 
     def audio_error(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of the sound that was noised."""
@@ -79,6 +81,7 @@ class ClipBatches:
         dropout: Share of clips whose class is left out.
         timesteps: Draws the timesteps of a whole batch, (n,), from a generator.
         shared_noise: That of the model.
+        moving: Most that a cell's error counts for (see :func:`moving_weight`); 1: all count alike.
     """
 
     data: TrainingData
@@ -89,6 +92,7 @@ class ClipBatches:
     dropout: float
     timesteps: Callable[[torch.Generator, int], Tensor]
     shared_noise: float
+    moving: float = 1.0
 
     def draw(self, generator: torch.Generator) -> ClipBatch:
         """This process's rows of the next batch, on its device."""
@@ -125,6 +129,7 @@ class ClipBatches:
             labels=self.data.labels(items, dropped),
             given_video=frames[..., None, None, None],
             given_audio=rows[:, None, :, None],
+            weight_video=moving_weight(video, self.moving).unsqueeze(1),
             share_video=noised_frames * frame_size / trainer.parts,
             share_audio=noised_columns * column_size / trainer.parts,
         ).to(trainer.accelerator.device)

@@ -2,6 +2,10 @@
 
 python -m avdit train codecs --out runs/codecs                     # this machine
 accelerate launch -m avdit train codecs --out runs/codecs          # as accelerate is configured
+
+``"trains": "decoder"`` improves the decoders of trained codecs (``video_from``, ``audio_from``) and leaves the latents
+as they are, so that a model which was trained on them goes on as before. It pays on whole pictures (``"crop": 256``),
+whose normalisation and borders are those of use.
 """
 
 from collections.abc import Callable
@@ -32,6 +36,7 @@ DEFAULTS = {
     "video": {"steps": 20000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
     "audio": {"steps": 6000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
     "parts": ["audio", "video"],
+    "trains": "codec",  # or "decoder": of codecs that are trained already
 }
 
 
@@ -108,7 +113,8 @@ def train_video(
     if resume:
         trainer.resume()
     trainer.run()
-    measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16, None) for k in range(8)])
+    if config["trains"] == "codec":
+        measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16, None) for k in range(8)])
     return None
 
 
@@ -143,7 +149,8 @@ def train_audio(
     if resume:
         trainer.resume()
     trainer.run()
-    measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16) for k in range(8)])
+    if config["trains"] == "codec":
+        measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16) for k in range(8)])
     return None
 
 
@@ -158,8 +165,16 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     """Render the clips where they are missing, train the codecs, and save them in ``out``.
 
     A dry run says what that would cost and writes nothing.
+
+    Raises:
+        ValueError: for another ``trains`` than "codec" and "decoder", or decoders of codecs that are not given.
     """
     config = {**DEFAULTS, **config}
+    if config["trains"] not in ("codec", "decoder"):
+        raise ValueError(f"trains {config['trains']!r} must be 'codec' or 'decoder'")
+    for part in config["parts"]:
+        if config["trains"] == "decoder" and not config.get(f"{part}_from"):
+            raise ValueError(f"decoders are trained on the latents of trained codecs: give {part}_from")
     for part in ("video", "audio"):
         config[part] = {**DEFAULTS[part], **config[part]}
     if dry_run:
@@ -171,6 +186,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         kind, train = (AudioCodec, train_audio) if part == "audio" else (VideoCodec, train_video)
         start = config.get(f"{part}_from")
         codec = kind.from_pretrained(start) if start else kind()
+        if config["trains"] == "decoder":
+            codec.requires_grad_(False)
+            codec.autoencoder.decoder.requires_grad_(True)
         codec.to(memory_format=torch.channels_last)  # trains a seventh faster on a CPU
         costs[part] = train(codec, shards, config, Path(out) / part, resume, dry_run)
         if not dry_run and processes().is_main_process:

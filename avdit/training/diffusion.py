@@ -46,9 +46,22 @@ def masked_error(predicted: Tensor, target: Tensor, noised: Tensor, share: float
     """Mean squared error over the entries where ``noised`` (broadcastable, bool) holds; 0 where none does.
 
     Args:
+        noised: Or what the error of each entry counts for.
         share: Divides the sum in place of the number of these entries: that of the whole batch over its parts, so
             that the mean over parts is the error of the whole batch, however the given entries fall.
     """
     weight = noised.expand_as(target).to(target.dtype)
     count = weight.sum() if share is None else torch.tensor(share, device=weight.device, dtype=weight.dtype)
     return ((predicted - target).square() * weight).sum() / count.clamp(min=1e-6 if share is not None else 1)
+
+
+def moving_weight(clips: Tensor, most: float) -> Tensor:
+    """Weights (N, 1, h, w) of the cells of ``clips`` (N, F, C, h, w), whose mean over each picture is 1.
+
+    A cell's weight follows its deviation over the clip against the picture's mean, from 1 / ``most`` to ``most``. What
+    a clip is about moves, and may be small: a dancer fills a tenth of the cells, whose errors a room would drown. As
+    the weight is the clip's own, what is predicted at high noise leans a little towards what moves.
+    """
+    moves = clips.std(1).mean(1, keepdim=True)
+    weight = (moves / moves.mean((2, 3), keepdim=True).clamp(min=1e-6)).clamp(1 / most, most)
+    return weight / weight.mean((2, 3), keepdim=True)
