@@ -85,7 +85,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         self,
         class_labels: Sequence[int],
         num_inference_steps: int,
-        starts: dict[str, float],
+        shares: dict[str, float],
         output_type: str,
         given_latents: tuple[Tensor, Tensor] | None,
         video: Array | None,
@@ -100,9 +100,9 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         for label in class_labels:
             if not 0 <= label <= count:
                 raise ValueError(f"class {label} does not exist: choose 0 to {count - 1}, or {count} for none")
-        for name, start in starts.items():
-            if not 0 <= start <= 1:
-                raise ValueError(f"{name} = {start!r} must be from 0 to 1")
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} = {share!r} must be from 0 to 1")
         if not isinstance(num_inference_steps, int) or not 1 <= num_inference_steps <= 1000:
             raise ValueError(f"num_inference_steps = {num_inference_steps!r} must be a whole number from 1 to 1000")
         if output_type not in ("np", "pt", "latent"):
@@ -243,6 +243,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         audio: Array | None = None,
         image: Array | None = None,
         given_latents: tuple[Tensor, Tensor] | None = None,
+        context_noise: float = 0.0,
         latents: tuple[Tensor, Tensor] | None = None,
         turbo: bool = False,
         output_type: str = "np",
@@ -271,6 +272,8 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
             image: First frame (H, W, 3) in [0, 1].
             given_latents: Continue: clean latents (B, n, C, h, w) of the first frames and (B, C, t, f) of their sound,
                 such as the last ones of the clip before; of sound, whole audio columns are used.
+            context_noise: Noise, as a share of the schedule, in which ``given_latents`` are shown to the model, so that
+                it does not take over their faults; what is returned holds them as they were given.
             latents: Noise of picture and sound, in place of drawing it.
             turbo: Use the pack's turbo adapters: their own few steps, no guidance, the sampler ``ddim``.
             output_type: ``np``, ``pt`` or ``latent``.
@@ -284,7 +287,11 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         self.check_inputs(
             labels,
             num_inference_steps,
-            {"guidance_start": guidance_start, "temporal_guidance_start": temporal_guidance_start},
+            {
+                "guidance_start": guidance_start,
+                "temporal_guidance_start": temporal_guidance_start,
+                "context_noise": context_noise,
+            },
             output_type,
             given_latents,
             video,
@@ -315,14 +322,25 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         keep_video = frames.view(1, -1, 1, 1, 1)
         keep_audio = columns.repeat_interleave(self.geometry.audio_patch[0]).view(1, 1, -1, 1)
 
-        def restore(video_latents: Tensor, audio_latents: Tensor) -> tuple[Tensor, Tensor]:
-            if clean_video is not None:
-                video_latents = torch.where(keep_video, clean_video, video_latents)
-            if clean_audio is not None:
-                audio_latents = torch.where(keep_audio, clean_audio, audio_latents)
+        def given(
+            video_latents: Tensor, audio_latents: Tensor, video: Tensor | None, audio: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            if video is not None:
+                video_latents = torch.where(keep_video, video, video_latents)
+            if audio is not None:
+                audio_latents = torch.where(keep_audio, audio, audio_latents)
             return video_latents, audio_latents
 
-        video_latents, audio_latents = restore(video_latents, audio_latents)
+        context = 0
+        shown = clean_video, clean_audio
+        if given_latents is not None and context_noise:
+            context = round(context_noise * (len(self.scheduler.alphas_cumprod) - 1))
+            alpha = self.scheduler.alphas_cumprod[context]
+            shown = tuple(
+                alpha**0.5 * clean + (1 - alpha) ** 0.5 * noise
+                for clean, noise in ((clean_video, video_latents), (clean_audio, audio_latents))
+            )
+        video_latents, audio_latents = given(video_latents, audio_latents, *shown)
 
         # 3. Prepare the timesteps; multistep samplers keep a history, so each modality has its own.
         self.scheduler.set_timesteps(num_inference_steps, device=device)
@@ -339,8 +357,8 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                 state = (
                     video_latents.to(dtype),
                     audio_latents.to(dtype),
-                    t.expand(batch, len(frames)).masked_fill(frames, 0),
-                    t.expand(batch, len(columns)).masked_fill(columns, 0),
+                    t.expand(batch, len(frames)).masked_fill(frames, context),
+                    t.expand(batch, len(columns)).masked_fill(columns, context),
                 )
                 video_out, audio_out = (out.float() for out in denoiser(*state, class_ids))
                 if scales != (1, 1):
@@ -354,7 +372,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                     )
                 video_latents = self.scheduler.step(video_out, t, video_latents, return_dict=False)[0]
                 audio_latents = audio_scheduler.step(audio_out, t, audio_latents, return_dict=False)[0]
-                video_latents, audio_latents = restore(video_latents, audio_latents)
+                video_latents, audio_latents = given(video_latents, audio_latents, *shown)
                 if callback_on_step_end is not None:
                     tensors = {"video_latents": video_latents, "audio_latents": audio_latents}
                     asked = {k: tensors[k] for k in callback_on_step_end_tensor_inputs}
@@ -364,6 +382,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                 bar.update()
 
         # 5. Decode.
+        video_latents, audio_latents = given(video_latents, audio_latents, clean_video, clean_audio)
         if output_type == "latent":
             frames_out, audio_out = video_latents, audio_latents
         else:

@@ -92,7 +92,7 @@ def test_what_guidance_leads_away_from_changes_with_the_steps(pipe):
     single, never = {"temporal_guidance_start": 0.0}, {"temporal_guidance_start": 1.0}
     assert not torch.allclose(after(3, **weak), after(3, **weak, **never), atol=1e-3)
     assert not torch.allclose(after(0, **weak, **single), after(0, **strong, **single), atol=1e-3)
-    for name in ("guidance_start", "temporal_guidance_start"):
+    for name in ("guidance_start", "temporal_guidance_start", "context_noise"):
         with pytest.raises(ValueError, match=f"^{name} = 2"):
             after(0, **{name: 2})
 
@@ -111,11 +111,16 @@ def test_what_is_given_comes_back_untouched(pipe):
     out = pipe("thunder", image=video[0], **settings)
     torch.testing.assert_close(out.frames[:, 0], clean_video[:, 0], atol=1e-5, rtol=1e-4)
     assert not torch.allclose(out.frames[:, 1], clean_video[:, 1], atol=0.1)
-    out = pipe("thunder", given_latents=(clean_video[:, -4:], clean_audio[:, :, -10:]), **settings)
-    assert torch.equal(out.frames[:, :4], clean_video[:, -4:])
-    assert torch.equal(out.audio[:, :, :10], clean_audio[:, :, -10:])
-    assert not torch.allclose(out.frames[:, 4:], clean_video[:, 4:], atol=0.1)
-    assert not torch.allclose(out.audio[:, :, 10:], clean_audio[:, :, 10:], atol=0.1)
+    continued = []
+    for noise in (0.0, 0.1):  # that the model sees there is not in what comes back
+        settings |= {"context_noise": noise, "generator": seeded(0)}
+        out = pipe("thunder", given_latents=(clean_video[:, -4:], clean_audio[:, :, -10:]), **settings)
+        assert torch.equal(out.frames[:, :4], clean_video[:, -4:])
+        assert torch.equal(out.audio[:, :, :10], clean_audio[:, :, -10:])
+        assert not torch.allclose(out.frames[:, 4:], clean_video[:, 4:], atol=0.1)
+        assert not torch.allclose(out.audio[:, :, 10:], clean_audio[:, :, 10:], atol=0.1)
+        continued.append(out.frames[:, 4:])
+    assert not torch.allclose(*continued, atol=1e-3)
 
 
 def test_saved_pipeline_makes_the_same_clip(pipe, tmp_path):

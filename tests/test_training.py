@@ -12,12 +12,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from avdit.data.scenes import render_clip
+from avdit.data.latents import RandomShards
+from avdit.data.scenes import CLASSES, render_clip
 from avdit.geometry import ClipGeometry
 from avdit.models.schedule import xs_scheduler
 from avdit.models.video_codec import VideoCodec
 from avdit.training import codecs
-from avdit.training.batches import given_parts
+from avdit.training.batches import ClipBatches, given_parts
+from avdit.training.data import TrainingData
 from avdit.training.diffusion import Diffusion, masked_error, moving_weight
 from avdit.training.trainer import Trainer, TrainerConfig
 
@@ -112,6 +114,29 @@ def test_given_parts_carry_no_loss():
     assert masked_error(wrong_on_given, target, ~given.unsqueeze(-1)) == 0
     frames, columns = given_parts({"image": 1.0}, 4, ClipGeometry(), generator)
     assert frames[:, 0].all() and not frames[:, 1:].any() and not columns.any()
+
+
+class OnesShards(RandomShards):
+    def get(self, key, items, part=None):
+        return torch.ones_like(super().get(key, items, part))
+
+
+def test_continuations_are_told_how_noisy_their_past_is(tmp_path):
+    geometry, diffusion = ClipGeometry(), Diffusion(xs_scheduler())
+    data = TrainingData(OnesShards(geometry, 9), None, None, geometry, list(CLASSES), {})
+    batches = ClipBatches(
+        data, geometry, diffusion, line_fit(tmp_path, 1), {"continuation": 1.0}, 0.1, diffusion.timesteps, 0.5
+    )
+    for most in (0.0, 0.2):
+        batches.context_noise = most
+        batch = batches.draw(torch.Generator().manual_seed(0))
+        for row, given in enumerate(batch.given_frames):
+            (context,) = batch.t_video[row, given].unique().tolist()
+            assert context <= 1000 * most and (batch.t_audio[row][batch.given_columns[row]] == context).all()
+            assert (batch.t_video[row, ~given] == batch.t_video[row, -1]).all()
+            kept = 1.0 if context == 0 else diffusion.alphas[context].sqrt().item()
+            assert batch.video[row, given].mean().item() == pytest.approx(kept, abs=0.05)
+    assert len(batch.t_video[:, 0].unique()) > 4  # each clip has its own
 
 
 def test_velocity_agrees_with_the_scheduler():

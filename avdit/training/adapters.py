@@ -48,6 +48,7 @@ DEFAULTS = {
     "audio_weight": 1.0,
     "modalities": ["video", "audio"],
     "moving_weight": 1.0,  # most that a cell's error counts for moving more than the clip's mean; 1: all count alike
+    "context_noise": 0.15,  # most noise, as a share of the schedule, of what continuations are given
     "tasks": {"joint": 0.6, "v2a": 0.1, "a2v": 0.1, "image": 0.1, "continuation": 0.1},
     "model": {
         "temporal_width": 128,
@@ -189,6 +190,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         diffusion.timesteps,
         model.config.shared_noise,
         config["moving_weight"],
+        config["context_noise"],
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}

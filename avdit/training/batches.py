@@ -41,7 +41,7 @@ def given_parts(
 class ClipBatch:
     """One process's noised clips; ``video`` (B, F, C, h, w) and ``audio`` (B, C, T, f), each with its target.
 
-    ``given_video`` (B, F, 1, 1, 1) and ``given_audio`` (B, 1, T, 1) tell what is clean; ``share_video`` and
+    ``given_video`` (B, F, 1, 1, 1) and ``given_audio`` (B, 1, T, 1) tell what is given; ``share_video`` and
     ``share_audio`` what the sums of errors are divided by (see :func:`masked_error`). ``weight_video`` (B, 1, 1, h, w)
     is what the error of each cell counts for.
     """
@@ -63,6 +63,16 @@ class ClipBatch:
         values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return ClipBatch(**values)
 
+    @property
+    def given_frames(self) -> Tensor:
+        """Which frames are given, (B, F) bool."""
+        return self.given_video.flatten(1)
+
+    @property
+    def given_columns(self) -> Tensor:
+        """Which audio columns are given, (B, M) bool."""
+        return self.given_audio.flatten(1).unflatten(1, (self.t_audio.shape[1], -1))[..., 0]
+
     def video_error(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of the frames that were noised, its cells weighted."""
         return masked_error(predicted, target, ~self.given_video * self.weight_video, self.share_video)
@@ -82,6 +92,9 @@ class ClipBatches:
         timesteps: Draws the timesteps of a whole batch, (n,), from a generator.
         shared_noise: That of the model.
         moving: Most that a cell's error counts for (see :func:`moving_weight`); 1: all count alike.
+        context_noise: Most noise, as a share of the schedule, of what continuations are given. Each clip has its own
+            timestep there, which the model is told (as in diffusion forcing, Chen et al. 2024, arXiv 2407.01392), so
+            that a stream can distrust its own last window.
     """
 
     data: TrainingData
@@ -93,6 +106,7 @@ class ClipBatches:
     timesteps: Callable[[torch.Generator, int], Tensor]
     shared_noise: float
     moving: float = 1.0
+    context_noise: float = 0.0
 
     def draw(self, generator: torch.Generator) -> ClipBatch:
         """This process's rows of the next batch, on its device."""
@@ -102,20 +116,28 @@ class ClipBatches:
         dropped = torch.rand(number, generator=generator) < self.dropout
         frames, columns = given_parts(self.tasks, number, geometry, generator)
         t = self.timesteps(generator, number)
+        continued = frames.any(1) & columns.any(1)
+        most = round(self.context_noise * len(self.diffusion.alphas))
+        context = torch.randint(most + 1, (number,), generator=generator) * continued
         # What is noised in the whole batch, so that a part in which much is given does not count for more.
         noised_frames, noised_columns = int((~frames).sum()), int((~columns).sum())
-        items, dropped, frames, columns, t = map(trainer.mine, (items, dropped, frames, columns, t))
+        items, dropped, frames, columns, t, context = map(trainer.mine, (items, dropped, frames, columns, t, context))
         video = shards.get("video", items).float()
         # The audio latent's time axis leads, so that it lines up with its timesteps.
         sound = shards.get("audio", items).float().transpose(1, 2)
-        t_video = t.unsqueeze(1).expand(-1, geometry.frames).masked_fill(frames, 0)
-        t_audio = t.unsqueeze(1).expand(-1, geometry.audio_columns).masked_fill(columns, 0)
+        t, context = t.unsqueeze(1), context.unsqueeze(1)
+        t_video, t_audio = context.where(frames, t), context.where(columns, t)
         patch = geometry.audio_patch[0]
         rows = columns.repeat_interleave(patch, 1)
         noise = [draw_noise(geometry, self.shared_noise, g) for g in trainer.generators()]
-        noised_video, video_target = self.diffusion.noised(video, torch.stack([v for v, _ in noise]), t_video, frames)
+        noised_video, video_target = self.diffusion.noised(
+            video, torch.stack([v for v, _ in noise]), t_video, frames & (context == 0)
+        )
         noised_sound, sound_target = self.diffusion.noised(
-            sound, torch.stack([a for _, a in noise]).transpose(1, 2), t_audio.repeat_interleave(patch, 1), rows
+            sound,
+            torch.stack([a for _, a in noise]).transpose(1, 2),
+            t_audio.repeat_interleave(patch, 1),
+            rows & (context == 0),
         )
         frame_size = math.prod(geometry.video_latent_shape)
         column_size = math.prod(geometry.audio_latent_shape) // geometry.audio_columns

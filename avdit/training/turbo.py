@@ -33,6 +33,7 @@ DEFAULTS = {
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
     "joint_guidance": 5.0,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
+    "context_noise": ADAPTERS["context_noise"],
     "tasks": ADAPTERS["tasks"],
     "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
 }
@@ -79,7 +80,7 @@ class Teacher:
     @torch.no_grad()
     def targets(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """The velocities of picture and sound at which one step of the student lands where the teacher does."""
-        # Each clip has one timestep; frames and columns that are given have 0.
+        # Each clip has one timestep; frames and columns that are given have 0, or little.
         time = torch.maximum(batch.t_video.amax(1), batch.t_audio.amax(1))
         place = (self.grid.to(time.device).unsqueeze(0) == time.unsqueeze(1)).int().argmax(1)
         alphas = self.alphas.to(time.device)
@@ -102,8 +103,8 @@ class Teacher:
 
     def guided(self, batch: ClipBatch, state: list[Tensor], now: Tensor, done: Tensor) -> list[Tensor]:
         """The teacher's velocities at ``now`` (B,), guided as the pipeline is after ``done`` (B,) of its steps."""
-        t_video = now.unsqueeze(1).where(batch.t_video > 0, batch.t_video)
-        t_audio = now.unsqueeze(1).where(batch.t_audio > 0, batch.t_audio)
+        times = zip((batch.given_frames, batch.given_columns), (batch.t_video, batch.t_audio), strict=True)
+        t_video, t_audio = (t.where(given, now.unsqueeze(1)) for given, t in times)
         wanted = [v.float() for v in self.model(*state, t_video, t_audio, batch.labels)]
         if self.guidance == self.joint == 1:
             return wanted
@@ -177,6 +178,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         dropout=0.0,
         timesteps=teacher.timesteps,
         shared_noise=model.config.shared_noise,
+        context_noise=config["context_noise"],
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
