@@ -194,6 +194,12 @@ def test_half_precision_and_dry_run_on_the_command_line(place, tmp_path):
     assert said["parameters"]["trainable"] == tunable
     assert said["counted_gb"]["optimiser"] == pytest.approx(8 * tunable / 1e9, abs=1e-3)
     assert said["hours"] == pytest.approx(2 * said["seconds_per_step"], abs=0.01) and said["peak_gb"] > 0.1
+    assert 0 < said["share_of_peak"] < 1
+    # Forward and, through what is frozen, back: no fewer than four operations for a parameter of a block and a token.
+    blocks = sum(p.numel() for p in model.backbone.blocks.parameters() if p.ndim == 2)
+    modulation = sum(p.numel() for n, p in model.backbone.blocks.named_parameters() if "adaLN" in n and p.ndim == 2)
+    tokens = 4 * (model.clip.video_tokens + model.clip.audio_tokens)
+    assert 1 < said["gflop_per_step"] * 1e9 / (4 * tokens * (blocks - modulation)) < 3
 
 
 @pytest.mark.parametrize(

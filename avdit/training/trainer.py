@@ -31,6 +31,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from avdit.training.flops import counted_flops, matmul_flops
+
 KEPT = "step", "exp_avg", "exp_avg_sq", "momentum_buffer"  # what AdamW and Muon know of a parameter
 WAIT = timedelta(hours=6)  # for the slowest process's share of the encoding, or for a sample sheet
 
@@ -254,15 +256,18 @@ class Trainer:
         return float(broadcast(torch.tensor(seconds, device=self.accelerator.device)))
 
     def dry_run(self) -> dict[str, Any]:
-        """Time one step, after one that does not count, and count what memory holds; nothing is written.
+        """Time one step, after two that do not count, and count what memory holds; nothing is written.
 
         Returns:
             ``parameters``; ``batch``; ``counted_gb`` (weights, gradients, optimiser and averages of this process,
             from their sizes); ``peak_gb`` (measured: the device's memory, or this process's on a CPU);
-            ``seconds_per_step`` (measured) and ``hours`` of the whole schedule.
+            ``seconds_per_step`` (measured) and ``hours`` of the whole schedule; ``gflop_per_step`` of this process
+            (counted) and ``share_of_peak``, of what a large product of matrices reaches here (measured).
         """
         cuda = self.accelerator.device.type == "cuda"
-        self.train_step()
+        with counted_flops() as flops:
+            self.train_step()
+        self.train_step()  # if it is to be compiled, now
         if cuda:
             torch.cuda.synchronize()
         start = time.perf_counter()
@@ -270,6 +275,7 @@ class Trainer:
         if cuda:
             torch.cuda.synchronize()
         seconds = time.perf_counter() - start
+        possible = matmul_flops(self.accelerator.device, self.accelerator.mixed_precision)
         trainable = sum(p.numel() for p in self.parameters.values())
         total = sum(p.numel() for p in self.raw.parameters())
         held = sum(p.numel() * p.element_size() for p in self.raw.parameters())
@@ -290,6 +296,8 @@ class Trainer:
             "counted_gb": {name: round(size / 1e9, 3) for name, size in counted.items()},
             "peak_gb": round(peak / 1e9, 3),
             "seconds_per_step": round(seconds, 3),
+            "gflop_per_step": round(flops.get_total_flops() / 1e9, 3),
+            "share_of_peak": round(flops.get_total_flops() / seconds / possible, 3),
             "hours": round(cfg.minutes / 60 if cfg.minutes else seconds * cfg.steps / 3600, 2),
         }
 
