@@ -33,6 +33,7 @@ DEFAULTS = {
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
     "joint_guidance": 5.0,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
+    "moving_weight": ADAPTERS["moving_weight"],
     "context_noise": ADAPTERS["context_noise"],
     "tasks": ADAPTERS["tasks"],
     "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
@@ -178,6 +179,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         dropout=0.0,
         timesteps=teacher.timesteps,
         shared_noise=model.config.shared_noise,
+        moving=config["moving_weight"],
         context_noise=config["context_noise"],
     )
     if dry_run:
