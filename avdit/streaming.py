@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from avdit.pipeline import AVDiTPipeline
 
 OVERLAP = 4  # frames of the last window that the next one is given
-CONTEXT_NOISE = 0.05  # in which it sees them, as a share of the schedule: else it would take over their faults
+CONTEXT_NOISE = 0.1  # in which it sees them, as a share of the schedule: else it would take over their faults
 FADE_SECONDS = 0.01  # of sound over which two windows are blended
 
 Window = tuple[np.ndarray, np.ndarray]  # frames (F, H, W, 3) in [0, 1], their sound (samples,)
