@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,9 @@ def test_continuations_are_told_how_noisy_their_past_is(tmp_path):
             kept = 1.0 if context == 0 else diffusion.alphas[context].sqrt().item()
             assert batch.video[row, given].mean().item() == pytest.approx(kept, abs=0.05)
     assert len(batch.t_video[:, 0].unique()) > 4  # each clip has its own
+    for wrong, message in (({"context_noise": 1.5}, "context_noise 1.5 must"), ({"moving": 0.5}, "moving_weight 0.5")):
+        with pytest.raises(ValueError, match=message):
+            replace(batches, **wrong)
 
 
 def test_velocity_agrees_with_the_scheduler():

@@ -72,6 +72,31 @@ def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     assert set(teacher.timesteps(torch.Generator().manual_seed(0), 8).tolist()) == {999, 749, 499, 249}
 
 
+@torch.no_grad()
+def test_a_past_with_more_noise_than_the_last_step_does_not_move_the_step(tiny_pipeline):
+    model, count = tiny_pipeline.transformer, 8
+    teacher = Teacher(model, xs_scheduler(), count, 1.0, 0.5, 1.0, 0.25, model.config.num_classes)
+    time = int(teacher.timesteps(torch.Generator().manual_seed(0), count).min())
+    batch = batch_at(tiny_pipeline, time, given_frames=4)
+    batch.t_video[:, :4], batch.t_audio[batch.given_columns] = time + 26, time + 26
+    fine = xs_scheduler()
+    fine.set_timesteps(2 * count)
+    video, audio = batch.video, batch.audio
+    given = [batch.given_video, batch.given_audio]
+    for t in fine.timesteps[-2:]:
+        times = (t.where(~mask, time + 26) for mask in (batch.given_frames, batch.given_columns))
+        made = model(video, audio, *times, batch.labels)
+        video, audio = (
+            x.where(mask, fine.step(v, t, x).prev_sample)
+            for x, v, mask in zip((video, audio), made, given, strict=True)
+        )
+    coarse = xs_scheduler()
+    coarse.set_timesteps(count)
+    landed = coarse.step(teacher.targets(batch)[0], time, batch.video).prev_sample
+    # 1000 is no multiple of 16: the scheduler's timesteps and its steps between them differ by one at most.
+    torch.testing.assert_close(landed[:, 4:], video[:, 4:], atol=0.01, rtol=0)
+
+
 def turbo_pipeline(folder, steps=3):
     pipe = AVDiTPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)

@@ -95,6 +95,9 @@ class ClipBatches:
         context_noise: Most noise, as a share of the schedule, of what continuations are given. Each clip has its own
             timestep there, which the model is told (as in diffusion forcing, Chen et al. 2024, arXiv 2407.01392), so
             that a stream can distrust its own last window.
+
+    Raises:
+        ValueError: for a weight below 1, or a share that is not from 0 to 1.
     """
 
     data: TrainingData
@@ -108,6 +111,12 @@ class ClipBatches:
     moving: float = 1.0
     context_noise: float = 0.0
 
+    def __post_init__(self) -> None:
+        if not self.moving >= 1:
+            raise ValueError(f"moving_weight {self.moving!r} must be 1 or more")
+        if not 0 <= self.context_noise <= 1:
+            raise ValueError(f"context_noise {self.context_noise!r} must be from 0 to 1")
+
     def draw(self, generator: torch.Generator) -> ClipBatch:
         """This process's rows of the next batch, on its device."""
         trainer, geometry, shards = self.trainer, self.geometry, self.data.shards
@@ -117,7 +126,7 @@ class ClipBatches:
         frames, columns = given_parts(self.tasks, number, geometry, generator)
         t = self.timesteps(generator, number)
         continued = frames.any(1) & columns.any(1)
-        most = round(self.context_noise * len(self.diffusion.alphas))
+        most = round(self.context_noise * (len(self.diffusion.alphas) - 1))
         context = torch.randint(most + 1, (number,), generator=generator) * continued
         # What is noised in the whole batch, so that a part in which much is given does not count for more.
         noised_frames, noised_columns = int((~frames).sum()), int((~columns).sum())

@@ -81,8 +81,12 @@ class Teacher:
     @torch.no_grad()
     def targets(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """The velocities of picture and sound at which one step of the student lands where the teacher does."""
-        # Each clip has one timestep; frames and columns that are given have 0, or little.
-        time = torch.maximum(batch.t_video.amax(1), batch.t_audio.amax(1))
+        # Each clip has one timestep but for what is given, which may have more noise than the student's last step.
+        times = (
+            batch.t_video.masked_fill(batch.given_frames, 0).amax(1),
+            batch.t_audio.masked_fill(batch.given_columns, 0).amax(1),
+        )
+        time = torch.maximum(*times)
         place = (self.grid.to(time.device).unsqueeze(0) == time.unsqueeze(1)).int().argmax(1)
         alphas = self.alphas.to(time.device)
         state = [batch.video, batch.audio]
