@@ -25,7 +25,7 @@ from avdit.models.video_codec import VideoCodec
 from avdit.pipeline import AVDiTPipeline
 from avdit.training import adapters, backbone, codecs
 from avdit.training.diffusion import Diffusion
-from avdit.training.trainer import Trainer, TrainerConfig
+from avdit.training.trainer import Trainer, TrainerConfig, optimisers
 
 ROOT = DEFAULT_CHECKPOINT.parent.parent
 GEOMETRY = ClipGeometry(frames=8, height=64, width=64)
@@ -125,9 +125,32 @@ def test_accumulated_parts_learn_the_same(place, alone, tmp_path):
     assert_same(place, trained(tmp_path), alone)
 
 
-def test_recomputed_blocks_learn_the_same(place, alone, tmp_path):
-    adapters.run(configuration(place, batch_size=4, gradient_checkpointing=True), tmp_path)
+@pytest.mark.parametrize("blocks", ["gradient_checkpointing", "compile"])
+def test_recomputed_and_compiled_blocks_learn_the_same(place, alone, tmp_path, blocks):
+    adapters.run(configuration(place, batch_size=4, **{blocks: True}), tmp_path)
     assert_same(place, trained(tmp_path), alone)
+
+
+def test_class_table_can_stay_as_it_is(place, alone, tmp_path):
+    adapters.run({**configuration(place, batch_size=4), "class_table": False}, tmp_path)
+    table = "class_embedder.embedding_table.weight"
+    assert alone.keys() - trained(tmp_path).keys() == {f"weight.{table}", f"ema.{table}"}
+    before = load_file(place / "pipeline" / "transformer" / "diffusion_pytorch_model.safetensors")[table]
+    assert torch.equal(load_file(tmp_path / "pack" / "adapters.safetensors")[table], before.bfloat16().float())
+
+
+def test_muon_turns_the_matrices_of_blocks_and_adapters(place):
+    model = AVDiT.from_pretrained(place / "pipeline" / "transformer")
+    named = dict(model.named_parameters())
+    _, muon = optimisers(named, TrainerConfig(optimiser="muon"))
+    turned = {name for name, p in named.items() if any(p is q for q in muon.param_groups[0]["params"])}
+    assert {"backbone.blocks.0.mlp.fc1.weight", "adapters.1.temporal.qkv.weight"} < turned
+    others = {
+        "adapters.0.temporal.positions",
+        "class_embedder.embedding_table.weight",
+        "backbone.t_embedder.mlp.0.weight",
+    }
+    assert others < named.keys() - turned
 
 
 def test_stopped_run_goes_on_as_if_it_had_not_stopped(place, alone, tmp_path, monkeypatch):

@@ -103,6 +103,10 @@ class AVDiT(ModelMixin, PortableConfig):
         """Only the adapters want a gradient; what they replace is frozen with the rest of the backbone."""
         self.backbone.requires_grad_(False)
 
+    def compile_blocks(self) -> None:
+        """Compile what every block does, once for all blocks of a kind."""
+        self._block = torch.compile(self._block)
+
     def adapter_parameters(self) -> list[nn.Parameter]:
         """Everything that trains."""
         return [p for name, p in self.named_parameters() if not name.startswith("backbone.")]

@@ -215,6 +215,11 @@ class DiT(ModelMixin, PortableConfig):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.final_layer.linear.weight)
 
+    def compile_blocks(self) -> None:
+        """Compile the blocks, once for all."""
+        for block in self.blocks:
+            block.compile()
+
     def unpatchify(self, x: Tensor) -> Tensor:
         """Patch values (N, T, p·p·C) to a map (N, C, H, W)."""
         p, side = self.config.patch_size, math.isqrt(x.shape[1])

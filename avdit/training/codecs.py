@@ -5,7 +5,8 @@ accelerate launch -m avdit train codecs --out runs/codecs          # as accelera
 
 ``"trains": "decoder"`` improves the decoders of trained codecs (``video_from``, ``audio_from``) and leaves the latents
 as they are, so that a model which was trained on them goes on as before. It pays on whole pictures (``"crop": 256``),
-whose normalisation and borders are those of use.
+whose normalisation and borders are those of use. ``"video_channels"`` says how many channels the video latents have;
+where ``video_from`` has another number, all but the layers at the latent begin with what it has learned.
 """
 
 from collections.abc import Callable
@@ -36,8 +37,25 @@ DEFAULTS = {
     "video": {"steps": 20000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
     "audio": {"steps": 6000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
     "parts": ["audio", "video"],
+    "video_channels": 16,  # of the video latents
     "trains": "codec",  # or "decoder": of codecs that are trained already
 }
+
+
+def with_channels(codec: VideoCodec, channels: int) -> VideoCodec:
+    """A codec whose latents have so many ``channels``: that of ``codec`` but for the layers at the latent, anew.
+
+    Raises:
+        ValueError: for channels that are not a whole number of 1 or more.
+    """
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise ValueError(f"video_channels {channels!r} must be a whole number of 1 or more")
+    vae = {**codec.published_config(codec.autoencoder), "latent_channels": channels}
+    made = VideoCodec(vae, codec.config.unshuffle, slice_frames=codec.config.slice_frames)
+    anew = ("encoder.conv_out.", "decoder.conv_in.", "quant_conv.")
+    kept = {name: value for name, value in codec.state_dict().items() if not any(part in name for part in anew)}
+    made.load_state_dict(kept, strict=False)
+    return made
 
 
 class Reconstruction(nn.Module):
@@ -186,6 +204,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         kind, train = (AudioCodec, train_audio) if part == "audio" else (VideoCodec, train_video)
         start = config.get(f"{part}_from")
         codec = kind.from_pretrained(start) if start else kind()
+        if part == "video" and codec.channels != config["video_channels"]:
+            codec = with_channels(codec, config["video_channels"])
         if config["trains"] == "decoder":
             codec.requires_grad_(False)
             codec.autoencoder.decoder.requires_grad_(True)

@@ -163,9 +163,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     trainer = Trainer(model, loss, settings, out, sheet)
     master = master.to(trainer.accelerator.device)
-    teacher_model = torch.compile(master) if settings.compile else master
+    if settings.compile:
+        master.compile_blocks()
     teacher = Teacher(
-        teacher_model,
+        master,
         scheduler,
         steps,
         config["guidance"],
