@@ -5,10 +5,13 @@ import copy
 import pytest
 import torch
 
+from avdit.data.scenes import CLASSES, GENRES
 from avdit.generate import Request, generate
+from avdit.models.inference import FoldedAVDiT
 from avdit.models.schedule import xs_scheduler
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
+from avdit.training import turbo
 from avdit.training.batches import ClipBatch
 from avdit.training.turbo import Teacher
 
@@ -35,9 +38,10 @@ def batch_at(pipe, time, given_frames=0):
     )
 
 
+@pytest.mark.parametrize("folded", [False, True])
 @pytest.mark.parametrize("time", [999, 749, 499, 249])
 @torch.no_grad()
-def test_one_step_lands_where_two_guided_steps_do(tiny_pipeline, time):
+def test_one_step_lands_where_two_guided_steps_do(tiny_pipeline, time, folded):
     model, batch, count = tiny_pipeline.transformer, batch_at(tiny_pipeline, time), 4
     empty = model.config.num_classes
     fine, coarse = xs_scheduler(), xs_scheduler()
@@ -53,6 +57,8 @@ def test_one_step_lands_where_two_guided_steps_do(tiny_pipeline, time):
         free = model(state["video"], state["audio"], t_video, t_audio, other, joint=False, temporal=i < 2)
         for key, w, f in zip(state, wanted, free, strict=True):
             state[key] = fine.step(f + (3.0 if i >= 2 else 4.0) * (w - f), t, state[key]).prev_sample
+    if folded:
+        model = FoldedAVDiT(model, torch.float32)
     targets = Teacher(model, xs_scheduler(), count, 3.0, 0.5, 4.0, 0.25, empty).targets(batch)
     for target, begin, end in zip(targets, (batch.video, batch.audio), state.values(), strict=True):
         landed = coarse.step(target, time, begin).prev_sample
@@ -95,6 +101,26 @@ def test_a_past_with_more_noise_than_the_last_step_does_not_move_the_step(tiny_p
     landed = coarse.step(teacher.targets(batch)[0], time, batch.video).prev_sample
     # 1000 is no multiple of 16: the scheduler's timesteps and its steps between them differ by one at most.
     torch.testing.assert_close(landed[:, 4:], video[:, 4:], atol=0.01, rtol=0)
+
+
+def test_stage_distils_a_student_that_has_begun(tiny_checkpoint, tmp_path):
+    model = AVDiTPipeline.from_pretrained(tiny_checkpoint).transformer
+    table = "class_embedder.embedding_table.weight"
+    begun = {name: value + 0.01 for name, value in model.adapter_state_dict().items()}
+    Pack(list(CLASSES), begun, steps=4).save(tmp_path / "begun")
+    config = {"pipeline": str(tiny_checkpoint), "student": str(tmp_path / "begun"), "clips": 1, "class_table": False}
+    config["train"] = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "learning_rate": 1e-4, "sample_every": 0}
+    turbo.run(config, tmp_path / "out")
+    pack = Pack.load(tmp_path / "out" / "pack")
+    assert (pack.classes, pack.steps) == (list(CLASSES), 4)
+    for name, value in pack.state.items():  # nearer to where it began than that is to its teacher
+        torch.testing.assert_close(value.float(), begun[name], atol=4e-3, rtol=1e-2)
+    assert torch.equal(pack.state[table], begun[table].bfloat16())
+    moved = [name for name, value in pack.state.items() if not torch.equal(value, begun[name].bfloat16())]
+    assert any(".temporal." in name for name in moved) and any(".audio_mlp." in name for name in moved)
+    Pack(list(GENRES), begun).save(tmp_path / "other")
+    with pytest.raises(ValueError, match="other has other classes than the pipeline"):
+        turbo.run({**config, "student": str(tmp_path / "other"), "cache": str(tmp_path / "out")}, tmp_path / "not")
 
 
 def turbo_pipeline(folder, steps=3):

@@ -16,6 +16,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from avdit.models.avdit import AVDiT
+from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.packs import Pack
 from avdit.training.adapters import DEFAULTS as ADAPTERS
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
@@ -27,12 +28,14 @@ from avdit.training.trainer import Trainer, trainer_config
 DEFAULTS = {
     "pipeline": "checkpoints/avdit-xs",
     "pack": "landscape",
+    "student": None,  # folder of the pack that the student begins with; null: with its teacher's
     "clips": 160,  # rendered clips a class
     "steps": 4,  # of the student's sampler
     "guidance": 2.0,  # of the teacher
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
     "joint_guidance": 5.0,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
+    "class_table": ADAPTERS["class_table"],
     "moving_weight": ADAPTERS["moving_weight"],
     "context_noise": ADAPTERS["context_noise"],
     "tasks": ADAPTERS["tasks"],
@@ -44,7 +47,7 @@ class Teacher:
     """Two steps of guided DDIM for every step of the student.
 
     Args:
-        model: The trained model, whose gradients are not wanted.
+        model: The trained model, whose gradients are not wanted; or the same, folded.
         steps: The student's steps.
         start: Share of the teacher's steps after which guidance leads away from any class, as in the pipeline.
         joint: Guidance of picture and sound by each other in the first steps.
@@ -54,7 +57,7 @@ class Teacher:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module | FoldedAVDiT,
         scheduler: DDIMScheduler,
         steps: int,
         guidance: float,
@@ -125,6 +128,17 @@ class Teacher:
         return [v + scale.view(-1, *(1,) * (v.ndim - 1)) * (w - v) for w, v in zip(wanted, others, strict=True)]
 
 
+def fast(master: AVDiT, trainer: Trainer) -> nn.Module | FoldedAVDiT:
+    """What computes the predictions of the frozen ``master`` fastest on the trainer's device, in its precision."""
+    master = master.to(trainer.accelerator.device)
+    precision = trainer.accelerator.mixed_precision
+    if can_fold(master) and precision != "fp16":
+        return FoldedAVDiT(master, torch.bfloat16 if precision == "bf16" else torch.float32)
+    if trainer.config.compile:
+        master.compile_blocks()
+    return master
+
+
 def scales(alpha: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
     """Shares of signal and noise for cumulative ``alpha`` (B,), shaped to broadcast over ``like`` (B, ...)."""
     alpha = alpha.view(-1, *(1,) * (like.ndim - 1))
@@ -135,7 +149,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     """Distil the adapters of a pipeline into ``out``/pack; a dry run says what that would cost.
 
     Raises:
-        ValueError: for a pipeline that cannot be distilled, or steps that are not a whole number of 1 or more.
+        ValueError: for a pipeline that cannot be distilled, a student's pack that does not fit, or steps that are not a
+            whole number of 1 or more.
     """
     config = {**DEFAULTS, **config}
     steps = config["steps"]
@@ -149,6 +164,12 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     model = AVDiT.from_pretrained(config["start"])
     model.freeze_backbone()
     master = copy.deepcopy(model, {id(model.backbone): model.backbone}).requires_grad_(False)
+    if config["student"]:
+        pack = Pack.load(Path(config["student"]))
+        if pack.classes != data.classes:
+            raise ValueError(f"student {config['student']} has other classes than the pipeline")
+        model.load_adapter_state_dict(pack.state)
+    model.class_embedder.requires_grad_(config["class_table"])
 
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         batch = batches.draw(generator)
@@ -162,11 +183,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         sample_sheet(model, data, scheduler, path, steps, guidance=1.0)
 
     trainer = Trainer(model, loss, settings, out, sheet)
-    master = master.to(trainer.accelerator.device)
-    if settings.compile:
-        master.compile_blocks()
     teacher = Teacher(
-        master,
+        fast(master, trainer),
         scheduler,
         steps,
         config["guidance"],
