@@ -60,7 +60,14 @@ DEFAULTS = {
         "exchange_features": 64,
         "shared_noise": 0.5,
     },
-    "train": {"steps": 40000, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 50, "sample_every": 400},
+    "train": {
+        "steps": 40000,
+        "batch_size": 8,
+        "learning_rate": 7e-4,
+        "optimiser": "muon",
+        "warmup_steps": 50,
+        "sample_every": 400,
+    },
 }
 
 
