@@ -11,7 +11,7 @@ from benchmarks.codec_channels import main
 def test_channels_and_their_table(tiny_checkpoint, tmp_path, capsys):
     render_shards(tmp_path / "cache" / "clips" / "landscape", 1)
     out = tmp_path / "channels"
-    words = [str(out), "--cache", str(tmp_path / "cache"), "--checkpoint", str(tiny_checkpoint), "--precision", "no"]
+    words = [str(out), "--cache", str(tmp_path / "cache"), "--checkpoint", str(tiny_checkpoint)]
     words += ["--codec-minutes", "0.02", "--backbone-minutes", "0.02", "--pictures", "2"]
     assert main([*words, "--channels", "16", "20"]) == 0
     said = capsys.readouterr().out
