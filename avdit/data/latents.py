@@ -63,6 +63,7 @@ def encode_shards(source: Path, out: Path, video: VideoCodec, audio: AudioCodec,
             pictures, latents = file.get_slice("frames"), []
             for i in range(pictures.get_shape()[0]):
                 frames = pictures[i : i + 1].to(video.device).permute(0, 1, 4, 2, 3) / 127.5 - 1
+                # Halved once all are joined: on a CPU autocast joins no 16-bit floats of this kind.
                 latents.append(video.encode(frames).float().cpu())
             sound = audio.encode(file.get_tensor("audio").to(audio.device)).half().cpu()
             label = file.get_tensor("label")
