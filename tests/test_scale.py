@@ -175,6 +175,19 @@ def test_stopped_run_goes_on_as_if_it_had_not_stopped(place, alone, tmp_path, mo
     assert (tmp_path / "out" / "pipeline" / "model_index.json").is_file()
 
 
+def test_held_out_files_tell_when_to_stop(place, tmp_path):
+    (tmp_path / "test.txt").write_text("fire/2\nrain/2\n")
+    settings = configuration(place, batch_size=4, check_every=2, patience=1)
+    settings |= {"cache": str(tmp_path / "cache"), "data": settings["data"] | {"test": str(tmp_path / "test.txt")}}
+    adapters.run(settings, tmp_path / "out")
+    assert len(Shards(tmp_path / "cache" / "latents")) == 4
+    assert len(Shards(tmp_path / "cache" / "held-out" / "latents")) == 2
+    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    told = {row["step"]: row["held_out"] for row in rows if "held_out" in row}
+    assert list(told) == [0, 2, 4] and all(t["loss"] == pytest.approx(t["video"] + t["audio"]) for t in told.values())
+    assert told[4]["loss"] < told[0]["loss"]
+
+
 def test_another_seed_learns_something_else(place, alone, tmp_path):
     adapters.run(configuration(place, batch_size=4, seed=1), tmp_path)
     name = next(name for name in alone if name.endswith("temporal.up.weight"))
@@ -234,6 +247,7 @@ def test_half_precision_and_dry_run_on_the_command_line(place, tmp_path):
         ({"pipeline": "nowhere"}, "nowhere is not a pipeline folder"),
         ({"train": {"accumulation": 0}}, "accumulation 0 must be a whole number of 1 or more"),
         ({"train": {"mixed_precision": "int4"}}, "mixed_precision 'int4' must be"),
+        ({"train": {"check_every": 2}}, "name some in data's test"),
         ({"modalities": ["smell"]}, "must be video, audio or both"),
         ({"data": {"folder": "films", "classes": ["snow"]}}, "is of class 'snow'"),
         ({"data": {"folder": "films", "classes": "fire"}}, "classes 'fire' must be a list"),

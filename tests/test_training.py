@@ -7,36 +7,39 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from avdit.data.latents import RandomShards
-from avdit.data.scenes import CLASSES, render_clip
+from avdit.data.latents import RandomShards, Shards
+from avdit.data.scenes import CLASSES, HELD_OUT, render_clip
 from avdit.geometry import ClipGeometry
 from avdit.models.schedule import xs_scheduler
 from avdit.models.video_codec import VideoCodec
-from avdit.training import codecs
+from avdit.training import backbone, codecs, data
 from avdit.training.batches import ClipBatches, given_parts
 from avdit.training.data import TrainingData
 from avdit.training.diffusion import Diffusion, masked_error, moving_weight
 from avdit.training.trainer import Trainer, TrainerConfig
 
 
-def line_fit(out, steps, optimiser="adamw"):
-    """A small regression whose batches depend on the step alone."""
+def line_fit(out, steps, optimiser="adamw", held_out=None, **more):
+    """A small regression whose batches depend on the step alone; ``held_out``: the sign of the held-out line."""
     torch.manual_seed(0)
     module = torch.nn.Sequential()
     module.add_module("blocks", torch.nn.Sequential(torch.nn.Linear(4, 6), torch.nn.Linear(6, 1)))
 
-    def loss(model, generator, step):
+    def loss(model, generator, step, sign=1):
         x = torch.randn(8, 4, generator=generator)
-        return {"loss": (model(x) - x.sum(1, keepdim=True)).square().mean()}
+        return {"loss": (model(x) - sign * x.sum(1, keepdim=True)).square().mean()}
 
     settings = {"warmup_steps": 1, "save_every": 10, "final_rate": 1.0, "learning_rate": 0.02, "weight_decay": 0.0}
-    return Trainer(module, loss, TrainerConfig(steps=steps, optimiser=optimiser, **settings), out)
+    checked = partial(loss, sign=held_out) if held_out else None
+    config = TrainerConfig(steps=steps, optimiser=optimiser, **settings, **more)
+    return Trainer(module, loss, config, out, held_out=checked)
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
@@ -51,6 +54,57 @@ def test_resumed_run_equals_uninterrupted_run(tmp_path, optimiser):
     again = line_fit(tmp_path / "part", kept, optimiser)
     assert again.resume() and again.step == 20
     torch.testing.assert_close(dict(again.run().state_dict()), expected)
+
+
+def checks(out):
+    """Step and held-out error of every measurement in the log."""
+    rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [(row["step"], row["held_out"]["loss"]) for row in rows if "held_out" in row]
+
+
+def test_training_ends_when_the_held_out_error_stops_falling(tmp_path):
+    falls = line_fit(tmp_path / "falls", 60, held_out=1, check_every=10, patience=2)
+    falls.run()
+    steps, errors = zip(*checks(tmp_path / "falls"), strict=True)
+    assert falls.step == 60 and steps == tuple(range(0, 61, 10)) and errors[-1] < 0.1 * errors[0]
+    unchecked = line_fit(tmp_path / "unchecked", 60)
+    torch.testing.assert_close(unchecked.run().state_dict(), falls.raw.state_dict(), atol=0, rtol=0)
+
+    rises = line_fit(tmp_path / "rises", 60, held_out=-1, check_every=10, patience=2)
+    rises.run()
+    (_, start), (_, first), (end, last) = checks(tmp_path / "rises")
+    assert rises.step == end == 20 and start < first < last
+
+    part = line_fit(tmp_path / "part", 15, held_out=-1, check_every=10, patience=2)
+    part.run()  # checked at 0, 10 and, as it ends, at 15
+    again = line_fit(tmp_path / "part", 60, held_out=-1, check_every=10, patience=3)
+    assert again.resume() and again.since == 2
+    again.run()
+    assert again.step == 20  # a third measurement in a row
+    for wrong, message in (
+        ({"check_every": 10}, "this stage measures no error"),
+        ({"patience": 2}, "give check_every, too"),
+        ({"check_every": -1}, "check_every -1 must be a whole number of 0 or more"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            line_fit(tmp_path, 1, **wrong)
+
+
+def test_rendered_clips_that_training_is_checked_on_are_held_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "CHECK_CLIPS", 1)
+    train = {"steps": 1, "batch_size": 2, "sample_every": 0, "check_every": 1}
+    sizes = {"hidden_size": 32, "depth": 1, "num_heads": 1}
+    settings = {"codecs": "checkpoints/avdit-xs", "clips": 1, "pack": "landscape", "model": sizes, "train": train}
+    backbone.run(settings, tmp_path)
+    assert [step for step, _ in checks(tmp_path)] == [0, 1]
+    (path,) = (tmp_path / "held-out" / "clips" / "landscape").iterdir()
+    seed = int(path.stem.removeprefix("clips-"))
+    assert seed >= HELD_OUT
+    with safe_open(path, "pt") as file:
+        frames, labels = file.get_tensor("frames"), file.get_tensor("label")
+    assert torch.equal(labels, torch.arange(9))
+    assert torch.equal(frames[5], (render_clip("thunder", seed).frames * 255).round().to(torch.uint8))
+    assert len(Shards(tmp_path / "held-out" / "latents")) == len(Shards(tmp_path / "latents")) == 9
 
 
 @pytest.mark.parametrize("optimiser", ["adamw", "muon"])
@@ -124,9 +178,9 @@ class OnesShards(RandomShards):
 
 def test_continuations_are_told_how_noisy_their_past_is(tmp_path):
     geometry, diffusion = ClipGeometry(), Diffusion(xs_scheduler())
-    data = TrainingData(OnesShards(geometry, 9), None, None, geometry, list(CLASSES), {})
+    ones = TrainingData(OnesShards(geometry, 9), None, None, geometry, list(CLASSES), {})
     batches = ClipBatches(
-        data, geometry, diffusion, line_fit(tmp_path, 1), {"continuation": 1.0}, 0.1, diffusion.timesteps, 0.5
+        ones, geometry, diffusion, line_fit(tmp_path, 1), {"continuation": 1.0}, 0.1, diffusion.timesteps, 0.5
     )
     for most in (0.0, 0.2):
         batches.context_noise = most

@@ -6,6 +6,9 @@
 Every step mixes the tasks of one model: joint generation, sound for a given picture, picture for a given sound,
 a clip from its first frame, and continuation. The loss counts only what was noised.
 
+``"train": {"check_every": 200, "patience": 5}`` measures the same error on held-out clips, too (of a folder of files
+those on its test list), and ends when it has not fallen five times in a row. The stages before and after know it, too.
+
 ``"modalities": ["audio"]`` trains the audio branch alone, whose tokens are a fourteenth of all, and ``["video"]`` the
 temporal attention alone. Where hours are few, minutes of each before the joint training are well spent: a second
 run takes the first one's adapters up with ``"start": "DIR/pipeline/transformer"``.
@@ -15,6 +18,8 @@ run takes the first one's adapters up with ``"start": "DIR/pipeline/transformer"
 """
 
 import json
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +38,7 @@ from avdit.pipeline import AVDiTPipeline
 from avdit.training.backbone import DEFAULTS as BACKBONE
 from avdit.training.backbone import new_backbone
 from avdit.training.batches import ClipBatches
-from avdit.training.data import TrainingData, clip_geometry, training_data
+from avdit.training.data import TrainingData, clip_geometry, held_out_data, training_data
 from avdit.training.diffusion import Diffusion
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, trainer_config
@@ -160,14 +165,15 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         raise ValueError(f"modalities {config['modalities']!r} must be video, audio or both")
     geometry = geometry_of(config)
     data = training_data(config, out, geometry, classes, dry_run)
+    held_out = held_out_data(config, out, data, settings.check_every)
     torch.manual_seed(settings.seed)
     model = build(config, geometry, data)
     # One alone would bend the class table that both share.
     model.class_embedder.requires_grad_(config["class_table"] and len(modalities) == 2)
     diffusion = Diffusion(scheduler)
 
-    def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
-        batch = batches.draw(generator)
+    def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        batch = replace(batches, data=data).draw(generator)
         with_video, with_audio = "video" in modalities, "audio" in modalities
         video_out, audio_out = module(
             batch.video if with_video else None,
@@ -187,7 +193,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     def sheet(path: Path) -> None:
         sample_sheet(model, data, scheduler, path)
 
-    trainer = Trainer(model, loss, settings, out, sheet, unused=len(modalities) < 2)
+    checked = partial(loss, held_out) if held_out else None
+    trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked, unused=len(modalities) < 2)
     batches = ClipBatches(
         data,
         geometry,

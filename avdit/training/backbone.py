@@ -7,6 +7,7 @@ All classes of all packs are trained on, for one backbone stands behind every pa
 ``"data": {"folder": DIR}`` trains on the frames of a folder of mp4 files in place of rendered clips.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from avdit.geometry import ClipGeometry
 from avdit.models.dit import DiT
 from avdit.models.schedule import xs_scheduler
-from avdit.training.data import clip_geometry, training_data
+from avdit.training.data import TrainingData, clip_geometry, held_out_data, training_data
 from avdit.training.diffusion import Diffusion, moving_weight
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, trainer_config
@@ -66,7 +67,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
     geometry = clip_geometry(config.get("geometry", {}))
     data = training_data(config, out, geometry, dry_run=dry_run)
-    shards, codec, classes = data.shards, data.video_codec, data.classes
+    held_out = held_out_data(config, out, data, settings.check_every)
+    codec, classes = data.video_codec, data.classes
     start = config.get("start")
     torch.manual_seed(settings.seed)
     model = DiT.from_pretrained(start) if start else new_backbone(geometry, len(classes), config["model"])
@@ -74,14 +76,14 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         raise ValueError(f"{start} has {model.config.num_classes} classes, the data {len(classes)}")
     diffusion = Diffusion(xs_scheduler())
 
-    def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+    def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         number, device = trainer.global_batch, trainer.accelerator.device
-        items = torch.randint(len(shards), (number,), generator=generator)
+        items = torch.randint(len(data.shards), (number,), generator=generator)
         frames = torch.randint(geometry.frames, (number,), generator=generator)
         dropped = torch.rand(number, generator=generator) < config["class_dropout"]
         t = diffusion.timesteps(generator, number)
         items, frames, dropped, t = map(trainer.mine, (items, frames, dropped, t))
-        clips = shards.get("video", items).float()  # (N, F, C, h, w)
+        clips = data.shards.get("video", items).float()  # (N, F, C, h, w)
         clean = clips[torch.arange(len(clips)), frames]
         labels = data.labels(items, dropped)
         noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in trainer.generators()])
@@ -98,7 +100,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         save_png(image_grid(frames / 2 + 0.5, len(classes)), path)
         model.train()
 
-    trainer = Trainer(model, loss, settings, out, sheet)
+    checked = partial(loss, held_out) if held_out else None
+    trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
     if resume:

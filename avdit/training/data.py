@@ -5,7 +5,7 @@ Every process makes its share of the shards; all must see the same cache folder.
 
 import time
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,14 @@ from torch import Tensor
 from avdit.data.clips import label_of
 from avdit.data.folders import FolderSettings, LatentCache, found_classes, split_files
 from avdit.data.latents import RandomShards, Shards, encode_shards, render_shards
-from avdit.data.scenes import ALL_CLASSES, PACKS
+from avdit.data.scenes import ALL_CLASSES, HELD_OUT, PACKS
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.video_codec import VideoCodec
 from avdit.training.trainer import processes
+
+CHECK_SEEDS = HELD_OUT + (1 << 19)  # of clips on which training is checked; others than those of the evaluation
+CHECK_CLIPS = 4  # of each class
 
 
 @dataclass
@@ -103,10 +106,12 @@ def training_data(
         if dry_run:
             told = {"rendered_clips": config["clips"] * len(wanted)}
             return TrainingData(RandomShards(geometry, len(wanted)), video, audio, geometry, wanted, told)
-        shards = rendered(config, cache, video, audio, packs)
+        shards = rendered(cache, config["clips"], video, audio, packs)
         return TrainingData(shards, video, audio, geometry, wanted, {}, first)
 
     train, test = split_files(settings)
+    if (config.get("train") or {}).get("check_every") and not test:
+        raise ValueError("check_every measures the error on held-out files: name some in data's test")
     found = found_classes(settings, train)
     classes = classes or found
     for name in settings.classes or ():
@@ -123,14 +128,45 @@ def training_data(
     if dry_run:
         told["encode_seconds_per_clip"] = encode_seconds(video, audio, geometry)
         return TrainingData(RandomShards(geometry, len(classes)), video, audio, geometry, classes, told)
-    codecs, share = (video, audio), my_share()
-    latents = LatentCache(
-        cache / "latents", settings.folder, train, classes, geometry, codecs, settings.files_per_shard
-    )
-    latents.build(share[0], settings.workers)
-    share[1].wait_for_everyone()
-    told["clips"] = latents.finish()
-    return TrainingData(Shards(cache / "latents"), video, audio, geometry, classes, told)
+    shards, told["clips"] = encoded(cache / "latents", settings, train, classes, geometry, (video, audio))
+    return TrainingData(shards, video, audio, geometry, classes, told)
+
+
+def held_out_data(config: dict, out: Path, data: TrainingData, check_every: int) -> TrainingData | None:
+    """The latents on which training is checked: of held-out clips, or of the files on the test list.
+
+    None where it is not checked.
+
+    Raises:
+        ValueError: where no file on the test list gives a clip.
+    """
+    if not check_every or isinstance(data.shards, RandomShards):
+        return data if check_every else None
+    cache = Path(config.get("cache", out)) / "held-out"
+    codecs = data.video_codec, data.audio_codec
+    if not config.get("data"):
+        shards = rendered(cache, CHECK_CLIPS, *codecs, rendered_packs(config.get("pack")), CHECK_SEEDS)
+        return replace(data, shards=shards)
+    settings = FolderSettings.of(config["data"])
+    test = [path for path in split_files(settings)[1] if label_of(path) in data.classes]
+    return replace(data, shards=encoded(cache / "latents", settings, test, data.classes, data.geometry, codecs)[0])
+
+
+def encoded(
+    out: Path,
+    settings: FolderSettings,
+    files: list[Path],
+    classes: list[str],
+    geometry: ClipGeometry,
+    codecs: tuple[VideoCodec, AudioCodec],
+) -> tuple[Shards, int]:
+    """The latents of ``files``, encoded in ``out`` where they are missing, and the number of clips."""
+    share, state = my_share()
+    latents = LatentCache(out, settings.folder, files, classes, geometry, codecs, settings.files_per_shard)
+    latents.build(share, settings.workers)
+    state.wait_for_everyone()
+    clips = latents.finish()
+    return Shards(out), clips
 
 
 def rendered_packs(pack: str | None) -> list[str]:
@@ -144,22 +180,24 @@ def rendered_packs(pack: str | None) -> list[str]:
     return [pack] if pack else list(PACKS)
 
 
-def rendered_clips(cache: Path, clips: int, packs: list[str]) -> Path:
+def rendered_clips(cache: Path, clips: int, packs: list[str], first_seed: int = 0) -> Path:
     """The folder of the procedural clips of ``packs``, where ``clips`` of each class are rendered first."""
     share, state = my_share()
     for pack in packs:
-        render_shards(cache / "clips" / pack, clips, share=share, classes=PACKS[pack])
+        render_shards(cache / "clips" / pack, clips, first_seed, share=share, classes=PACKS[pack])
     state.wait_for_everyone()
     return cache / "clips"
 
 
-def rendered(config: dict, cache: Path, video: VideoCodec, audio: AudioCodec, packs: list[str]) -> Shards:
-    """The latents of the procedural clips of ``packs``."""
+def rendered(
+    cache: Path, clips: int, video: VideoCodec, audio: AudioCodec, packs: list[str], first_seed: int = 0
+) -> Shards:
+    """The latents of the procedural clips of ``packs``, of which ``clips`` of each class are rendered first."""
     share, state = my_share()
-    clips = rendered_clips(cache, config["clips"], packs)
+    folder = rendered_clips(cache, clips, packs, first_seed)
     for pack in packs:
-        if (clips / pack).is_dir():
-            encode_shards(clips / pack, cache / "latents" / pack, video, audio, share)
+        if (folder / pack).is_dir():
+            encode_shards(folder / pack, cache / "latents" / pack, video, audio, share)
     state.wait_for_everyone()
     return Shards(cache / "latents" / packs[0] if len(packs) == 1 else cache / "latents")
 

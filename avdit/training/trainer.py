@@ -8,6 +8,7 @@ Every process draws the choices of the *whole* batch (``Trainer.global_batch``) 
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -34,6 +35,9 @@ from tqdm import tqdm
 
 from avdit.training.flops import counted_flops, matmul_flops
 
+Loss = Callable[[nn.Module, torch.Generator, int], dict[str, Tensor]]
+
+CHECKS = 16  # batches in which the error on held-out clips is measured, the same ones each time
 KEPT = "step", "exp_avg", "exp_avg_sq", "momentum_buffer"  # what AdamW and Muon know of a parameter
 WAIT = timedelta(hours=6)  # for the slowest process's share of the encoding, or for a sample sheet
 
@@ -60,6 +64,8 @@ class TrainerConfig:
     clip_norm: float = 1.0
     save_every: int = 200
     sample_every: int = 500  # 0: no sample sheets
+    check_every: int = 0  # steps between measurements of the error on held-out clips; 0: none
+    patience: int = 0  # end after so many of them in a row without a new lowest error; 0: never
     minutes: float = 0.0  # stop after this time; 0: after ``steps``. The schedule then follows the time.
     seed: int = 0
     compile: bool = False  # a minute or two, after which a step takes about three quarters of the time
@@ -76,6 +82,12 @@ class TrainerConfig:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} {value!r} must be a whole number of 1 or more")
+        for name in ("check_every", "patience"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise ValueError(f"{name} {value!r} must be a whole number of 0 or more")
+        if self.patience and not self.check_every:
+            raise ValueError("patience counts measurements of the held-out error: give check_every, too")
 
 
 class Trainer:
@@ -87,27 +99,32 @@ class Trainer:
         out: Folder of ``state.safetensors``, the log and the sample sheets.
         sample: Called with the path of a PNG every ``sample_every`` steps, EMA weights in place.
         unused: Whether some parameters take no part in the loss, which several processes must know.
+        held_out: As ``loss``, of clips that are never trained on; for ``check_every``.
 
     Raises:
-        ValueError: where blocks are to be computed again that cannot be.
+        ValueError: where blocks are to be computed again that cannot be, or a held-out error is asked for that this
+            stage does not have.
     """
 
     def __init__(
         self,
         module: nn.Module,
-        loss: Callable[[nn.Module, torch.Generator, int], dict[str, Tensor]],
+        loss: Loss,
         config: TrainerConfig,
         out: Path,
         sample: Callable[[Path], None] | None = None,
         unused: bool = False,
+        held_out: Loss | None = None,
     ) -> None:
+        if config.check_every and held_out is None:
+            raise ValueError("check_every: this stage measures no error on held-out clips")
         processes()
         AcceleratorState._reset_state()  # else the precision of an earlier training in this process would hold
         self.accelerator = Accelerator(
             mixed_precision=config.mixed_precision or None,
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
         )
-        self.config, self.loss, self.out, self.sample = config, loss, Path(out), sample
+        self.config, self.loss, self.out, self.sample, self.held_out = config, loss, Path(out), sample, held_out
         self.raw = module.to(self.accelerator.device)
         if config.gradient_checkpointing:
             checkpoint_blocks(self.raw)
@@ -118,6 +135,7 @@ class Trainer:
         # Only now do all processes have the first one's weights.
         self.ema = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.step, self.part, self.elapsed = 0, 0, 0.0
+        self.lowest, self.since = math.inf, 0  # error on held-out clips, and the measurements since then
 
     @property
     def parts(self) -> int:
@@ -164,7 +182,8 @@ class Trainer:
                 tensors[f"optimiser.{key}.{name}"] = value
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         part = self.state_path.with_suffix(".part")
-        save_file(tensors, part, metadata={"step": str(self.step), "elapsed": str(self.elapsed)})
+        told = {name: str(getattr(self, name)) for name in ("step", "elapsed", "lowest", "since")}
+        save_file(tensors, part, metadata=told)
         os.replace(part, self.state_path)
 
     def resume(self) -> bool:
@@ -183,6 +202,7 @@ class Trainer:
                     if state and any(parameter is p for group in optimiser.param_groups for p in group["params"]):
                         optimiser.optimizer.state[parameter] = {k: file.get_tensor(n) for k, n in state.items()}
         self.step, self.elapsed = int(meta["step"]), float(meta["elapsed"])
+        self.lowest, self.since = float(meta.get("lowest", math.inf)), int(meta.get("since", 0))
         return True
 
     def swap_ema(self) -> None:
@@ -199,7 +219,9 @@ class Trainer:
         self.out.mkdir(parents=True, exist_ok=True)
         bar = tqdm(total=cfg.steps, initial=self.step, disable=not main, mininterval=10, dynamic_ncols=False, ncols=110)
         start, before, first = time.monotonic(), self.elapsed, self.step
-        while self.step < cfg.steps and (not cfg.minutes or self.elapsed < cfg.minutes * 60):
+        if cfg.check_every and self.step == 0:
+            self.check()
+        while self.step < cfg.steps and (not cfg.minutes or self.elapsed < cfg.minutes * 60) and not self.learned:
             terms = self.train_step()
             self.elapsed = self.agreed(before + time.monotonic() - start)
             bar.update()
@@ -210,14 +232,16 @@ class Trainer:
                 done = (self.step - first) * self.global_batch
                 speed = done / (time.monotonic() - start)
                 bar.set_postfix({**values, "clips/s": round(speed, 2)}, refresh=False)
-                with (self.out / "log.jsonl").open("a") as log:
-                    row = {"step": self.step, "seconds": round(self.elapsed), "speed": round(speed, 2), **values}
-                    log.write(json.dumps(row) + "\n")
+                self.note({"speed": round(speed, 2), **values})
+            if cfg.check_every and self.step % cfg.check_every == 0:
+                self.check()
             if main and self.step % cfg.save_every == 0:
                 self.save()
             if main and self.sample and cfg.sample_every and self.step % cfg.sample_every == 0:
                 self.draw(self.out / f"samples-{self.step:06d}.png")
         bar.close()
+        if cfg.check_every and self.step % cfg.check_every:
+            self.check()
         if main:
             self.save()
         self.swap_ema()
@@ -250,6 +274,34 @@ class Trainer:
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.values()), list(self.parameters.values()), 1 - decay)
         return {name: term.detach() for name, term in terms.items()}
+
+    def note(self, values: dict[str, Any]) -> None:
+        """Add a line to the log."""
+        with (self.out / "log.jsonl").open("a") as log:
+            log.write(json.dumps({"step": self.step, "seconds": round(self.elapsed), **values}) + "\n")
+
+    @property
+    def learned(self) -> bool:
+        """Whether the error on held-out clips has stopped falling."""
+        return 0 < self.config.patience <= self.since
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Measure the error of the averaged weights on held-out clips, in batches that are the same each time."""
+        at, found = self.step, []
+        self.swap_ema()
+        for step, part in itertools.product(range(CHECKS), range(self.config.accumulation)):
+            self.step, self.part = step, part  # what is drawn follows from them
+            found.append(self.held_out(self.module, torch.Generator().manual_seed(self.seed), step))
+        self.step = at
+        self.swap_ema()
+        terms = {name: torch.stack([one[name].detach() for one in found]).mean() for name in found[0]}
+        values = {name: round(term.item(), 5) for name, term in self.accelerator.reduce(terms, "mean").items()}
+        self.since = 0 if values["loss"] < self.lowest else self.since + 1
+        self.lowest = min(self.lowest, values["loss"])
+        if self.accelerator.is_main_process:
+            self.note({"held_out": values})
+        self.accelerator.print(f"step {self.step}: held-out {', '.join(f'{k} {v:.4f}' for k, v in values.items())}")
 
     def agreed(self, seconds: float) -> float:
         """The first process's clock: all must stop at the same step."""

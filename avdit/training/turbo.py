@@ -8,6 +8,8 @@ and only at the timesteps that are ever used. The result is a pack that takes th
 """
 
 import copy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from avdit.packs import Pack
 from avdit.training.adapters import DEFAULTS as ADAPTERS
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
 from avdit.training.batches import ClipBatch, ClipBatches
-from avdit.training.data import training_data
+from avdit.training.data import TrainingData, held_out_data, training_data
 from avdit.training.diffusion import Diffusion
 from avdit.training.trainer import Trainer, trainer_config
 
@@ -160,6 +162,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     settings = trainer_config({**DEFAULTS["train"], **config.get("train", {})})
     geometry = geometry_of(config)
     data = training_data(config, out, geometry, classes, dry_run)
+    held_out = held_out_data(config, out, data, settings.check_every)
     torch.manual_seed(settings.seed)
     model = AVDiT.from_pretrained(config["start"])
     model.freeze_backbone()
@@ -171,8 +174,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         model.load_adapter_state_dict(pack.state)
     model.class_embedder.requires_grad_(config["class_table"])
 
-    def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
-        batch = batches.draw(generator)
+    def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        batch = replace(batches, data=data).draw(generator)
         with trainer.accelerator.autocast():
             video_target, audio_target = teacher.targets(batch)
         video, audio = module(batch.video, batch.audio, batch.t_video, batch.t_audio, batch.labels)
@@ -182,7 +185,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     def sheet(path: Path) -> None:
         sample_sheet(model, data, scheduler, path, steps, guidance=1.0)
 
-    trainer = Trainer(model, loss, settings, out, sheet)
+    checked = partial(loss, held_out) if held_out else None
+    trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
     teacher = Teacher(
         fast(master, trainer),
         scheduler,
