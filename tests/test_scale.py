@@ -83,6 +83,14 @@ def assert_same(place: Path, found: dict[str, torch.Tensor], expected: dict[str,
     assert moved > 0 and (apart / moved).sqrt() < 0.03
 
 
+def in_two_processes(config: Path, out: Path, *options: str) -> None:
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avdit"]
+    command = [*launch, "train", "adapters", "--config", str(config), "--out", str(out), *options]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
 @pytest.fixture(scope="module")
 def alone(place) -> dict[str, torch.Tensor]:
     """What one process learns with a batch of four."""
@@ -106,17 +114,12 @@ def test_two_processes_learn_the_same(place, alone):
     config = place / "two.json"
     settings = {**configuration(place, batch_size=2), "cache": str(place / "cache-of-two")}
     config.write_text(json.dumps(settings))
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avdit"]
-    command = [*launch, "train", "adapters", "--config", str(config), "--out", str(place / "two")]
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
+    in_two_processes(config, place / "two")
     one, two = Shards(place / "cache" / "latents"), Shards(place / "cache-of-two" / "latents")
     assert torch.equal(one.get("video", torch.arange(6)), two.get("video", torch.arange(6)))
     assert_same(place, trained(place / "two"), alone)
     shutil.rmtree(place / "two" / "pipeline")
-    run = subprocess.run([*command, "--resume"], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
+    in_two_processes(config, place / "two", "--resume")
     assert_same(place, trained(place / "two"), alone)
     assert (place / "two" / "pipeline" / "model_index.json").is_file()
 
@@ -182,10 +185,19 @@ def test_held_out_files_tell_when_to_stop(place, tmp_path):
     adapters.run(settings, tmp_path / "out")
     assert len(Shards(tmp_path / "cache" / "latents")) == 4
     assert len(Shards(tmp_path / "cache" / "held-out" / "latents")) == 2
-    rows = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
-    told = {row["step"]: row["held_out"] for row in rows if "held_out" in row}
+
+    def checks(out: Path) -> dict[int, dict[str, float]]:
+        rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+        return {row["step"]: row["held_out"] for row in rows if "held_out" in row}
+
+    told = checks(tmp_path / "out")
     assert list(told) == [0, 2, 4] and all(t["loss"] == pytest.approx(t["video"] + t["audio"]) for t in told.values())
     assert told[4]["loss"] < told[0]["loss"]
+    settings["train"]["batch_size"] = 2
+    (tmp_path / "two.json").write_text(json.dumps(settings))
+    in_two_processes(tmp_path / "two.json", tmp_path / "two")
+    assert list(two := checks(tmp_path / "two")) == [0, 2, 4]
+    assert [two[step]["loss"] for step in two] == pytest.approx([told[step]["loss"] for step in told], rel=1e-3)
 
 
 def test_another_seed_learns_something_else(place, alone, tmp_path):
