@@ -77,6 +77,10 @@ def test_training_ends_when_the_held_out_error_stops_falling(tmp_path):
 
     part = line_fit(tmp_path / "part", 15, held_out=-1, check_every=10, patience=2)
     part.run()  # checked at 0, 10 and, as it ends, at 15
+    ended = line_fit(tmp_path / "part", 15, held_out=-1, check_every=10, patience=2)
+    ended.resume()
+    ended.run()  # nothing is left to do, nor to measure
+    assert [step for step, _ in checks(tmp_path / "part")] == [0, 10, 15]
     again = line_fit(tmp_path / "part", 60, held_out=-1, check_every=10, patience=3)
     assert again.resume() and again.since == 2
     again.run()

@@ -240,7 +240,7 @@ class Trainer:
             if main and self.sample and cfg.sample_every and self.step % cfg.sample_every == 0:
                 self.draw(self.out / f"samples-{self.step:06d}.png")
         bar.close()
-        if cfg.check_every and self.step % cfg.check_every:
+        if cfg.check_every and self.step > first and self.step % cfg.check_every:
             self.check()
         if main:
             self.save()
