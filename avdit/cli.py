@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+import torch
+
 from avdit.generate import DEFAULT_CHECKPOINT, Request, generate, load_pipeline, usable_device, weights_sha256
 from avdit.machine import fast_dtype, fast_precision
 from avdit.models.avdit import AVDiT
@@ -348,6 +350,8 @@ def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         args.run(args)
+        if torch.distributed.is_initialized():  # by a command that several processes share
+            importlib.import_module("avdit.training.trainer").end_processes()
     except ValueError as error:
         print(f"avdit: {error}", file=sys.stderr)
         return 2

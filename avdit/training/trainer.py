@@ -51,6 +51,17 @@ def processes() -> PartialState:
     )
 
 
+def end_processes() -> None:
+    """Wait for the others of this run, then close what they talk through; alone, nothing happens.
+
+    A process that ends while it still answers another takes the whole run down with it.
+    """
+    if torch.distributed.is_initialized():
+        state = processes()
+        state.wait_for_everyone()
+        state.destroy_process_group()
+
+
 @dataclass
 class TrainerConfig:
     steps: int = 1000
