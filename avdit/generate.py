@@ -14,7 +14,7 @@ import torch
 
 from avdit import media
 from avdit.checkpoint import DEFAULT_CHECKPOINT, weight_files, weights_sha256
-from avdit.streaming import OVERLAP, CleanEstimate, Window, windows
+from avdit.streaming import OVERLAP, Window, windows
 
 if TYPE_CHECKING:
     from avdit.pipeline import AVDiTPipeline
@@ -228,20 +228,20 @@ def stream(
     def settings() -> dict[str, Any]:
         nonlocal done
         now = resolved(pipe, live() if live is not None else request)
-        estimate = CleanEstimate()
         done = 0 if count is None else done
         total = now.steps * (count or 1)
 
-        def step_end(_pipe, index: int, _timestep: int, tensors: dict) -> dict:
+        def step_end(_pipe, _index: int, _timestep: int, tensors: dict) -> dict:
             nonlocal done
             done += 1
             if on_step is not None:
-                on_step(done, total, estimate.update(pipe, index, tensors["video_latents"]))
+                on_step(done, total, tensors["video_estimate"])
             if should_stop is not None and should_stop():
                 raise Stopped
             return {}
 
-        return settings_of(now) | {"callback_on_step_end": step_end}
+        asked = {"callback_on_step_end": step_end, "callback_on_step_end_tensor_inputs": ["video_estimate"]}
+        return settings_of(now) | asked
 
     generator = torch.Generator().manual_seed(fold_seed(request.seed))
     for frames, audio in windows(pipe, settings, generator, count, given, turn):

@@ -45,7 +45,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "transformer->video_codec->audio_codec"
-    _callback_tensor_inputs = ["video_latents", "audio_latents"]
+    _callback_tensor_inputs = ["video_latents", "audio_latents", "video_estimate"]
 
     def __init__(
         self,
@@ -162,6 +162,14 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         drawn = [draw_noise(self.geometry, self.transformer.config.shared_noise, g) for g in generators]
         return torch.stack([v for v, _ in drawn]), torch.stack([a for _, a in drawn])
 
+    def clean_estimate(self, predicted: Tensor, t: Tensor, latents: Tensor) -> Tensor:
+        """What a prediction at timestep ``t`` takes the finished latents for."""
+        alpha = self.scheduler.alphas_cumprod[t]
+        a, s = alpha.sqrt(), (1 - alpha).sqrt()
+        if self.scheduler.config.prediction_type == "v_prediction":
+            return a * latents - s * predicted
+        return (latents - s * predicted) / a
+
     @torch.no_grad()
     def encode_conditions(
         self,
@@ -238,6 +246,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         guidance_start: float = 0.25,
         joint_guidance_scale: float = 5.0,
         temporal_guidance_start: float = 0.25,
+        eta: float = 0.7,
         generator: torch.Generator | list[torch.Generator] | None = None,
         video: Array | None = None,
         audio: Array | None = None,
@@ -266,6 +275,8 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
             temporal_guidance_start: Share of the steps after which guidance leads away from single images, too, as
                 they would be without temporal attention, so that frames hold together (after the skipped layers of
                 Hyung et al. 2024, arXiv 2411.18664). Before, it would hold events up.
+            eta: Noise that each step adds anew, as the share of DDPM's (Song et al. 2021, arXiv 2010.02502, eq. 16): it
+                washes out errors of the steps before. 0 is none; of the samplers ``ddim`` alone has it.
             generator: CPU generator, or one a clip; the same seed gives the same clip alone or in a batch.
             video: Frames (F, H, W, 3) in [0, 1] that are given: their sound is made.
             audio: Samples (n,) that are given: their picture is made.
@@ -275,9 +286,11 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
             context_noise: Noise, as a share of the schedule, in which ``given_latents`` are shown to the model, so that
                 it does not take over their faults; what is returned holds them as they were given.
             latents: Noise of picture and sound, in place of drawing it.
-            turbo: Use the pack's turbo adapters: their own few steps, no guidance, the sampler ``ddim``.
+            turbo: Use the pack's turbo adapters: their own few steps, no guidance, no new noise, the sampler ``ddim``.
             output_type: ``np``, ``pt`` or ``latent``.
             callback_on_step_end: Called as diffusers calls it; what it returns replaces the latents.
+            callback_on_step_end_tensor_inputs: What it is given: the latents, and ``video_estimate``, what the step
+                takes the finished ones of the picture for.
 
         Raises:
             ValueError: with a sentence that says what is wrong, before anything is sampled.
@@ -291,6 +304,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                 "guidance_start": guidance_start,
                 "temporal_guidance_start": temporal_guidance_start,
                 "context_noise": context_noise,
+                "eta": eta,
             },
             output_type,
             given_latents,
@@ -302,6 +316,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         if turbo:
             num_inference_steps = self.check_turbo(labels)
             guidance_scale = audio_guidance_scale = joint_guidance_scale = 1.0
+            eta = 0.0
         pack, labels = self.pack_of(labels)
         self.use_pack(self.turbo_pack(pack) if turbo else pack)
         device, dtype, batch = self._execution_device, self.transformer.dtype, len(labels)
@@ -370,11 +385,30 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                         other.float() + scale * (out - other.float())
                         for scale, out, other in zip(scales, (video_out, audio_out), others, strict=True)
                     )
-                video_latents = self.scheduler.step(video_out, t, video_latents, return_dict=False)[0]
-                audio_latents = audio_scheduler.step(audio_out, t, audio_latents, return_dict=False)[0]
+                video_estimate = self.clean_estimate(video_out, t, video_latents)
+                video_estimate, _ = given(video_estimate, audio_latents, clean_video, None)
+                fresh: list[dict[str, Any]] = [{}, {}]
+                if eta and isinstance(self.scheduler, DDIMScheduler):
+                    drawn = self.prepare_latents(batch, generator)  # as frames share it with each other
+                    # At 1 from pure noise the scheduler takes a root of nought, which rounding can make negative.
+                    fresh = [{"eta": min(eta, 0.999), "variance_noise": noise.to(device)} for noise in drawn]
+                video_latents, audio_latents = (
+                    scheduler.step(out, t, latents, return_dict=False, **noise)[0]
+                    for scheduler, out, latents, noise in zip(
+                        (self.scheduler, audio_scheduler),
+                        (video_out, audio_out),
+                        (video_latents, audio_latents),
+                        fresh,
+                        strict=True,
+                    )
+                )
                 video_latents, audio_latents = given(video_latents, audio_latents, *shown)
                 if callback_on_step_end is not None:
-                    tensors = {"video_latents": video_latents, "audio_latents": audio_latents}
+                    tensors = {
+                        "video_latents": video_latents,
+                        "audio_latents": audio_latents,
+                        "video_estimate": video_estimate,
+                    }
                     asked = {k: tensors[k] for k in callback_on_step_end_tensor_inputs}
                     changed = callback_on_step_end(self, i, int(t), asked) or {}
                     video_latents = changed.pop("video_latents", video_latents)

@@ -103,6 +103,7 @@ def denoised(
             noise = draw_noise(pipe.geometry, shared, generator, common)
             made = pipe(
                 **now,
+                generator=generator,
                 latents=(noise[0].unsqueeze(0), noise[1].unsqueeze(0)),
                 context_noise=CONTEXT_NOISE,
                 **(condition if continues or number == 0 else {}),
@@ -148,31 +149,3 @@ def dissolved(held: Window, window: Window) -> Window:
     picture = old_frames * (1 - weight) + frames[:count] * weight
     sound = old_audio * np.cos(angle) + audio[: len(old_audio)] * np.sin(angle)
     return np.concatenate([picture, frames[count:]]), np.concatenate([sound, audio[len(old_audio) :]])
-
-
-class CleanEstimate:
-    """What a sampler's steps say of the finished picture, from the latents before and after each.
-
-    Every sampler here moves along ``x = a x0 + s n`` with one ``x0`` and one ``n`` a step (``a² + s² = 1``): two
-    equations, from which ``x0`` follows whatever the model predicts. It shows a picture long before the noise is gone.
-    """
-
-    def __init__(self) -> None:
-        self._before: Tensor | None = None
-
-    def update(self, pipe: "AVDiTPipeline", index: int, latents: Tensor) -> Tensor:
-        """The estimate (B, F, C, h, w) after step ``index``; of the first step, whose start is not known, the latents.
-
-        Args:
-            latents: Those of the picture after the step.
-        """
-        before, self._before = self._before, latents
-        if index == 0 or before is None:
-            return latents
-        scheduler = pipe.scheduler
-        times, alphas = scheduler.timesteps, scheduler.alphas_cumprod
-        a_old = alphas[times[index]].item()
-        a_new = alphas[times[index + 1]].item() if index + 1 < len(times) else 1.0
-        s_old, s_new = (1 - a_old) ** 0.5, (1 - a_new) ** 0.5
-        a_old, a_new = a_old**0.5, a_new**0.5
-        return (latents * s_old - before * s_new) / (a_new * s_old - a_old * s_new)

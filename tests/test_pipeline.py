@@ -144,6 +144,44 @@ def test_callback_sees_every_step_and_can_change_the_latents(pipe):
     assert not out.frames.any()
 
 
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 0.0), ("ddim", 1.0), ("dpm++", 0.0), ("unipc", 0.0)])
+def test_a_perfect_prediction_is_shown_at_every_step_and_made(pipe, monkeypatch, sampler, eta):
+    clean = torch.randn(1, 16, 16, 16, 16, generator=seeded(5)), torch.randn(1, 8, 40, 16, generator=seeded(6))
+    alphas, frame = pipe.scheduler.alphas_cumprod, torch.rand(256, 256, 3, generator=seeded(7))
+
+    def perfect(video, audio, t_video, _t_audio, _classes, **_guidance):
+        alpha = alphas[t_video[0, -1]]
+        return tuple((alpha.sqrt() * x - x0) / (1 - alpha).sqrt() for x, x0 in zip((video, audio), clean, strict=True))
+
+    monkeypatch.setattr(AVDiTPipeline, "denoiser", lambda _pipe: perfect)
+    seen = []
+
+    def callback(_pipe, _step, _timestep, tensors):
+        assert list(tensors) == ["video_estimate"]
+        seen.append(tensors["video_estimate"])
+
+    pipe.set_sampler(sampler)
+    asked = {"callback_on_step_end": callback, "callback_on_step_end_tensor_inputs": ["video_estimate"]}
+    try:
+        out = pipe("thunder", 6, image=frame, eta=eta, generator=seeded(0), output_type="latent", **asked)
+    finally:
+        pipe.set_sampler("ddim")
+    assert len(seen) == 6 and all(torch.equal(estimate[:, 0], out.frames[:, 0]) for estimate in seen)
+    for estimate in [*seen, out.frames]:
+        assert (estimate - clean[0])[:, 1:].abs().mean() < 0.05  # the model is asked in bfloat16
+    assert (out.audio - clean[1]).abs().mean() < 0.05
+
+
+def test_steps_add_noise_of_the_seed_as_eta_says(pipe):
+    def made(eta):
+        return pipe("thunder", num_inference_steps=3, eta=eta, generator=seeded(1), output_type="latent")
+
+    still, moved = made(0.0), made(1.0)
+    assert torch.equal(moved.frames, made(1.0).frames) and torch.equal(moved.audio, made(1.0).audio)
+    assert not torch.allclose(still.frames, moved.frames, atol=0.1)
+    assert not torch.allclose(still.audio, moved.audio, atol=0.1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
