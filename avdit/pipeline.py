@@ -163,7 +163,10 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         return torch.stack([v for v, _ in drawn]), torch.stack([a for _, a in drawn])
 
     def clean_estimate(self, predicted: Tensor, t: Tensor, latents: Tensor) -> Tensor:
-        """What a prediction at timestep ``t`` takes the finished latents for."""
+        """What the model's output ``predicted`` at timestep ``t`` takes the finished latents for.
+
+        ``predicted`` and ``latents`` have one shape, and so has what is returned.
+        """
         alpha = self.scheduler.alphas_cumprod[t]
         a, s = alpha.sqrt(), (1 - alpha).sqrt()
         if self.scheduler.config.prediction_type == "v_prediction":

@@ -54,7 +54,8 @@ def processes() -> PartialState:
 def end_processes() -> None:
     """Wait for the others of this run, then close what they talk through; alone, nothing happens.
 
-    A process that ends while it still answers another takes the whole run down with it.
+    Where a process ends while threads of its group still run, torch may abort it after all work is done, and the
+    launcher then takes the run for failed.
     """
     if torch.distributed.is_initialized():
         state = processes()
