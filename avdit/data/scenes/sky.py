@@ -208,20 +208,28 @@ def wind_noise(dice: Dice, geometry: ClipGeometry) -> Clip:
         blades = torch.maximum(blades, ((py > base - 0.01) & (py < base + 0.12)).float())
         shade = grass * (0.55 + 0.13 * layer) * (0.75 + 0.5 * tips.unsqueeze(-1))
         picture[:, part] = mix(picture[:, part], shade, blades)
-    if dice.uniform() < 0.75:
-        trunk, crown = dice.uniform(0.15, 0.85), dice.uniform(0.1, 0.16)
-        leaf = fractal_noise(dice, height, width, cells=14, octaves=3)
-        rows = window(horizon - 0.3 - 1.4 * crown, horizon + 0.06, height)
-        columns = window(trunk - 1.5 * crown - 0.1, trunk + 1.5 * crown + 0.1, width)
-        px, py, part = x[rows, columns], y[rows, columns], picture[:, rows, columns]
-        sway = way * 0.09 * force.view(-1, 1, 1) * ((horizon + 0.05 - py) / 0.42).clamp(0, 1).square()
-        away = ((px - trunk - sway) / crown).square() + ((py - horizon + 0.3) / (crown * 0.9)).square()
-        at = (((px - sway) % 1) * (width - 1)).long()
-        texture = leaf[rows].expand(frames, -1, -1).gather(2, at)
-        wood = ((px - trunk - sway).abs() < 0.014) & (py > horizon - 0.3) & (py < horizon + 0.06)
-        part = mix(part, colour((0.22, 0.15, 0.1), dice.device).expand_as(part), wood.float())
-        crown_mask = ((1.25 - away + (texture - 0.5) * 1.6) * 5).clamp(0, 1)
-        picture[:, rows, columns] = mix(part, grass * 0.75 * (0.5 + texture.unsqueeze(-1)), crown_mask)
+    trunk, crown, tall = dice.uniform(0.2, 0.8), dice.uniform(0.14, 0.2), dice.uniform(0.3, 0.36)
+    leaf = fractal_noise(dice, height, width, cells=14, octaves=3)
+    rows = window(horizon - tall - 1.5 * crown, horizon + 0.06, height)
+    columns = window(trunk - 1.6 * crown - 0.12, trunk + 1.6 * crown + 0.12, width)
+    px, py, part = x[rows, columns], y[rows, columns], picture[:, rows, columns]
+    up = ((horizon + 0.05 - py) / (tall + 0.12)).clamp(0, 1)
+    sway = way * 0.12 * force.view(-1, 1, 1) * up.square()
+    across, level = px - trunk - sway, py - horizon + tall  # from the middle of the crown
+    texture = leaf[rows].expand(frames, -1, -1).gather(2, (((px - sway) % 1) * (width - 1)).long())
+    # A trunk that is wider at its foot and bears two limbs; light comes from the left.
+    half = 0.016 + 0.02 * (1 - up).square()
+    limbs = (across.abs() - 0.5 * (0.12 - level).clamp(min=0)).abs() < 0.009
+    wood = (across.abs() < half) & (level > 0) & (py < horizon + 0.06) | limbs & (level > -0.06) & (level < 0.12)
+    bark = colour((0.26, 0.18, 0.12), dice.device) * (0.8 - 0.3 * (across / half).clamp(-1, 1)).unsqueeze(-1)
+    part = mix(part, bark, wood.float())
+    away = torch.full_like(across, torch.inf)
+    for side, high, size in ((0.0, -0.25, 0.85), (-0.55, 0.25, 0.6), (0.6, 0.2, 0.62)):
+        lobe = ((across - side * crown) / size).square() + ((level - high * crown) / (0.9 * size)).square()
+        away = torch.minimum(away, lobe / crown**2)
+    lit = (0.85 - 0.35 * (level + 0.4 * across) / crown).clamp(0.4, 1.3)
+    foliage = grass * 0.8 * (lit * (0.5 + texture)).unsqueeze(-1)
+    picture[:, rows, columns] = mix(part, foliage, ((1.2 - away + (texture - 0.5) * 1.8) * 5).clamp(0, 1))
     leaves = torch.zeros(frames, height, width, device=dice.device)
     each = torch.arange(frames, device=dice.device)
     for _ in range(dice.integer(4, 10)):

@@ -1,6 +1,7 @@
 """Scenes of water: splashes, squelching mud, bubbles under water and a waterfall."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -36,8 +37,39 @@ def bubble_sound(dice: Dice, radius: float, loud: float, rate: int) -> Tensor:
     return tone(minnaert_hertz(radius) * (1 + 2.5 * t), rate) * shape * loud * (1 - torch.exp(-t / 0.002))
 
 
+def crown(age: Tensor, across: Tensor, up: Tensor, size: float, teeth: Tensor) -> Tensor:
+    """Opacity (F, H, W) of the sheet of water that a splash throws up: a ring that widens and falls back.
+
+    Args:
+        age: Seconds since the stone struck, (F, 1, 1).
+        across, up: Of every pixel from where it struck, as shares of the picture, (H, W).
+        size: Of the splash, as a share of the picture.
+        teeth: How far each column of pixels reaches above or below the sheet's mean height, (W,), about 0.
+    """
+    alive = ((age >= -1e-4) & (age < 0.55)).flatten()
+    shown = torch.zeros(len(age), *across.shape, device=across.device)
+    if not alive.any():
+        return shown
+    a = age[alive].clamp(min=0)
+    radius = size * (0.3 + 0.75 * (a / 0.3).sqrt().clamp(max=1.2))
+    tall = size * (1.15 * torch.sin(math.pi * ((a + 0.13) / 0.68).clamp(0, 1)))
+    u = (across / radius).clamp(-1, 1)
+    rim = 0.28 * radius * (1 - u.square()).sqrt()
+    # The sheet leans outwards, so that it is wider where it is higher.
+    inside = ((1 - (across / (radius + 0.22 * up.clamp(min=0))).abs()) * 12).clamp(0, 1)
+    for foot, clear in ((rim, 0.55), (-rim, 0.85)):  # the far side of the ring, then the near one
+        level = up - foot
+        # Thrown outwards: the sheet's edges stand higher than its middle, which the eye looks through.
+        top = tall * (0.55 + 0.45 * u.square() + 0.5 * teeth)
+        share = (level / top.clamp(min=1e-4)).clamp(0, 1)
+        body = ((top - level) * across.shape[0] / 3).clamp(0, 1) * ((level + 0.004) * across.shape[0] / 2).clamp(0, 1)
+        sheet = body * inside * (0.35 + 0.65 * (share.pow(3) + u.abs().pow(4)).clamp(max=1)) * clear
+        shown[alive] = torch.maximum(shown[alive], sheet)
+    return shown
+
+
 def splashing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
-    """Stones strike a lake: crowns of drops, growing rings, a slap and ringing bubbles."""
+    """Stones strike a lake: crowns and jets of water, drops, spray, foam and growing rings; slaps and bubbles."""
     height, width, frames, rate = geometry.height, geometry.width, geometry.frames, geometry.sampling_rate
     x, y = pixel_grid(geometry, dice.device)
     times = frame_times(geometry, dice.device)
@@ -58,35 +90,48 @@ def splashing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
     back = mix(sky, bank, ((y - edge) * height / 3).clamp(0, 1))
     far = ((y - shore) / (1 - shore)).clamp(min=0)  # 0 at the shore, 1 at the viewer
     scale = 0.25 + far
+    # Waves of several lengths, whose crests the bent phase breaks into pieces.
+    bent = 5 * (fractal_noise(dice, height, width, cells=6) - 0.5)
     surface = torch.zeros(frames, height, width, device=dice.device)
-    for _ in range(5):
+    for _ in range(4):
         k, direction, speed = dice.uniform(14, 45), dice.uniform(-0.5, 0.5), dice.uniform(2, 5)
-        surface += 0.12 * torch.sin(k * (far.sqrt() * 3 + direction * (x - 0.5) / scale) - speed * times.view(-1, 1, 1))
+        phase = k * (far.sqrt() * 3 + direction * (x - 0.5) / scale) + bent
+        surface += 0.1 * torch.sin(phase - speed * times.view(-1, 1, 1))
     audio = filtered_noise(dice, geometry, band(200, 1200)) * 0.012
-    drops, events = torch.zeros_like(surface), []
-    moments = sorted(dice.uniform(0.1, 1.25) for _ in range(dice.integer(1, 3)))
+    white, foam, events = torch.zeros_like(surface), torch.zeros_like(surface), []
+    froth = fractal_noise(dice, height, width, cells=16, octaves=3)
+    moments = sorted(dice.uniform(0.1, 1.2) for _ in range(dice.integer(1, 2)))
     for moment in moments:
         shown = math.floor(moment * geometry.fps) / geometry.fps
-        cx, cy, power = dice.uniform(0.25, 0.75), dice.uniform(shore + 0.25, 0.85), dice.uniform(0.7, 1.2)
+        cx, cy, power = dice.uniform(0.25, 0.75), dice.uniform(shore + 0.33, 0.88), dice.uniform(0.85, 1.2)
         depth = 0.25 + (cy - shore) / (1 - shore)
+        size = 0.23 * depth * power
         age = (times - shown).view(-1, 1, 1)
         away = (((x - cx) / scale).square() + ((y - cy) * 2.4 / scale).square()).sqrt()
-        ring = torch.sin(48 * (away - 0.42 * age)) * torch.exp(-((away - 0.42 * age) / 0.09).square())
-        surface += (age >= -1e-4) * ring * torch.exp(-age.clamp(0) / 0.7) * 0.8 * power
-        count = 46
-        angle, lift = dice.rand(count) * 2 * math.pi, 0.75 + 0.6 * dice.rand(count)
-        reach = 0.1 + 0.35 * dice.rand(count)
-        dx, size = torch.cos(angle) * reach * depth, (0.006 + 0.008 * dice.rand(count)) * (0.5 + depth) * power
-        a = (times - shown + 0.06).unsqueeze(1)
-        px, py = cx + dx * a, cy + torch.sin(angle) * reach * 0.3 * a - (lift * power * a - 2.4 * a * a) * depth
-        alive = (a >= 0.05) & (py <= cy + 0.03)
+        ring = torch.sin(40 * (away - 0.42 * age)) * torch.exp(-((away - 0.42 * age) / 0.11).square())
+        surface += (age >= -1e-4) * ring * torch.exp(-age.clamp(0) / 0.8) * 0.9 * power
+        teeth = F.interpolate(dice.rand(1, 1, 1, 28) - 0.5, (1, width), mode="bicubic", align_corners=True)[0, 0, 0]
+        white = torch.maximum(white, crown(age, x - cx, cy - y, size, teeth))
+        # The jet that shoots up where the hole in the water closes.
+        rise = size * 1.5 * torch.sin(math.pi * ((age + 0.06) / 0.8).clamp(0, 1))
+        thick = size * 0.13 * (1.25 - ((cy - y) / rise.clamp(min=1e-3)).clamp(0, 1))
+        jet = ((thick - (x - cx).abs()) * width / 2).clamp(0, 1) * ((rise - (cy - y)) * height / 3).clamp(0, 1)
+        white = torch.maximum(white, 0.9 * jet * (cy > y) * (age >= -1e-4))
+        count = 64
+        angle, lift = dice.rand(count) * 2 * math.pi, 0.9 + 1.1 * dice.rand(count)
+        reach, drop = 0.15 + 0.6 * dice.rand(count), (0.003 + 0.011 * dice.rand(count).square()) * (0.5 + depth)
+        a = (times - shown + 0.05).unsqueeze(1)
+        px = cx + torch.cos(angle) * reach * a * depth
+        py = cy + (torch.sin(angle) * reach * 0.3 * a - (lift * power * a - 2.8 * a * a)) * depth
+        alive = (a >= 0.045) & (py <= cy + 0.03)
         f, k = alive.nonzero(as_tuple=True)
-        discs(drops, f, px[f, k], py[f, k], size[k])
-        column = torch.exp(-((x - cx) / (0.035 * depth * power)).square()) * ((cy - y) > 0)
-        column = column * ((0.3 * depth * power * torch.exp(-((age - 0.1) / 0.12).square()) - (cy - y)) * 30).clamp(
-            0, 1
-        )
-        drops = torch.maximum(drops, column * (age >= -1e-4) * 0.85)
+        discs(white, f, px[f, k], py[f, k], drop[k])
+        # Spray hangs over the place and drifts apart, foam stays on the water.
+        spread = size * (0.7 + 0.9 * age.clamp(0))
+        mist = torch.exp(-((x - cx) / spread).square() - ((y - cy + 0.7 * size) / (0.8 * spread)).square())
+        foam = torch.maximum(foam, 0.4 * mist * (age >= -1e-4) * torch.exp(-age.clamp(0) / 0.35))
+        patch = torch.exp(-(away / (0.16 + 0.12 * age.clamp(0))).square() * 2) * ((froth - 0.42) * 6).clamp(0, 1)
+        foam = torch.maximum(foam, 0.8 * patch * (age >= 0.09) * torch.exp(-age.clamp(0) / 0.9))
         start = int(shown * rate)
         slap = filtered_noise(dice, geometry, band(400, 5000))[: rate // 2]
         slap = slap * torch.exp(-torch.arange(len(slap)) / rate / dice.uniform(0.05, 0.12)) * 0.28 * power
@@ -102,7 +147,9 @@ def splashing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
         (0.42 - 0.25 * far + slope + 0.1 * surface).clamp(0, 1),
     )
     picture = mix(back.expand_as(water), water, ((y - shore) * height).clamp(0, 1).expand_as(surface))
-    picture = mix(picture, torch.ones_like(pale).expand_as(picture) * 0.97, drops.clamp(0, 1))
+    bright = (torch.ones_like(pale) + pale).expand_as(picture) / 2  # lit by the sky
+    picture = mix(picture, bright, foam.clamp(0, 1))
+    picture = mix(picture, torch.ones_like(picture) * 0.97, white.clamp(0, 1))
     return Clip(picture.clamp(0, 1), limit(audio), events)
 
 
@@ -188,42 +235,61 @@ def underwater_bubbling(dice: Dice, geometry: ClipGeometry) -> Clip:
     floor = ((y - dice.uniform(0.86, 0.95)) * 14).clamp(0, 1)
     sand = colour((0.25, 0.4, 0.42), dice.device) * (0.5 + caustic.unsqueeze(-1))
     picture = mix(picture, sand.expand_as(picture), floor.expand(frames, -1, -1))
-    body, rim = (torch.zeros(frames, height, width, device=dice.device) for _ in range(2))
+    rim, light, dark = (torch.zeros(frames, height, width, device=dice.device) for _ in range(3))
     audio = filtered_noise(dice, geometry, band(60, 320)) * 0.06
     sources = [dice.uniform(0.15, 0.85) for _ in range(dice.integer(1, 3))]
     events = []
-    for _ in range(dice.integer(16, 34)):
-        radius = dice.uniform(0.012, 0.045)
+    for _ in range(dice.integer(14, 26)):
+        radius = 0.014 * 5.5 ** dice.uniform()  # few are large
         cx = dice.choice(sources) + dice.uniform(-0.14, 0.14)
-        born, speed = dice.uniform(-1.8, geometry.seconds), 0.3 + 4 * radius + dice.uniform(0, 0.15)
+        born, speed = dice.uniform(-1.8, geometry.seconds), 0.3 + 3 * radius + dice.uniform(0, 0.15)
         sway, pace, phase = dice.uniform(0.004, 0.02), dice.uniform(4, 9), dice.uniform(0, 6.28)
         age = times - born
         py = 0.95 - speed * age
         f = ((age >= 0) & (py >= -radius)).nonzero().flatten()
-        at = f, (cx + sway * torch.sin(pace * age + phase))[f], py[f], torch.full((len(f),), radius, device=dice.device)
-        discs(body, *at)
-        rims(rim, *at)
+        # Large ones wobble: they are flattened now, and round again a moment later.
+        flat = 1 + min(4 * radius, 0.3) * (0.6 + 0.4 * torch.sin(2 * pace * age + phase))
+        bubbles((rim, light, dark), f, (cx + sway * torch.sin(pace * age + phase))[f], py[f], radius, flat[f])
         if born >= 0:
-            sound = bubble_sound(dice, 0.0025 + radius * 0.16, 0.12 + radius * 9, rate)
+            sound = bubble_sound(dice, 0.0025 + radius * 0.11, 0.12 + radius * 6, rate)
             add_at(audio, sound, int(born * rate))
             events.append(Event(born, "bubble", cx, 0.95))
-    picture = picture + (body * 0.1).unsqueeze(-1)
+    # A bubble shows what is behind it upside down: the dark deep above, the light below.
+    picture = mix(picture, picture * 0.55, dark)
+    picture = picture + light.unsqueeze(-1) * 0.4 * colour(top, dice.device)
     picture = mix(picture, colour((0.88, 1.0, 1.0), dice.device).expand_as(picture), rim.clamp(0, 1))
     return Clip(picture.clamp(0, 1), limit(audio), sorted(events, key=lambda e: e.time))
 
 
-def rims(canvas: Tensor, frame: Tensor, cx: Tensor, cy: Tensor, radius: Tensor) -> None:
-    """Draw bubbles' rims and highlights into ``canvas`` (F, H, W); as :func:`discs`."""
+def bubbles(
+    canvases: tuple[Tensor, Tensor, Tensor], frame: Tensor, cx: Tensor, cy: Tensor, radius: float, flat: Tensor
+) -> None:
+    """Draw one bubble in n frames into three canvases (F, H, W): rim and highlight, the light part, the dark part.
+
+    Args:
+        frame: The frames, (n,).
+        cx, cy: Its middle in each, as shares of the picture, (n,).
+        radius: As a share of the picture's width.
+        flat: How many times as wide as tall it is in each, (n,).
+    """
     if not len(frame):
         return
-    r = (radius * canvas.shape[2]).view(-1, 1, 1)
+    _, height, width = canvases[0].shape
+    r, wide = radius * width, flat.sqrt().view(-1, 1, 1)
 
-    def shape(dx: Tensor, dy: Tensor) -> Tensor:
-        rim = torch.exp(-(((dx.square() + dy.square()).sqrt() - r) / 1.2).square()) * 0.8
-        spot = torch.exp(-((dx + 0.4 * r).square() + (dy + 0.4 * r).square()) / (0.22 * r + 0.6) ** 2)
-        return torch.maximum(rim, spot * 0.95)
+    def away(dx: Tensor, dy: Tensor) -> Tensor:
+        return ((dx / wide).square() + (dy * wide).square()).sqrt()
 
-    stamp(canvas, frame, cx * canvas.shape[2], cy * canvas.shape[1], math.ceil(r.max().item()) + 3, shape)
+    def rim(dx: Tensor, dy: Tensor) -> Tensor:
+        line = torch.exp(-((away(dx, dy) - r) / (1.0 + 0.05 * r)).square()) * 0.85
+        spot = torch.exp(-((dx + 0.4 * r).square() + (dy + 0.4 * r).square()) / (0.2 * r + 0.6) ** 2)
+        return torch.maximum(line, spot * 0.95)
+
+    def part(side: int) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda dx, dy: (r - away(dx, dy) + 0.5).clamp(0, 1) * (0.15 + side * dy / r).clamp(0, 1)
+
+    for canvas, shape in zip(canvases, (rim, part(1), part(-1)), strict=True):
+        stamp(canvas, frame, cx * width, cy * height, math.ceil(1.2 * r) + 3, shape)
 
 
 def waterfall_burbling(dice: Dice, geometry: ClipGeometry) -> Clip:
