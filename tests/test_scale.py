@@ -193,6 +193,11 @@ def test_held_out_files_tell_when_to_stop(place, tmp_path):
     told = checks(tmp_path / "out")
     assert list(told) == [0, 2, 4] and all(t["loss"] == pytest.approx(t["video"] + t["audio"]) for t in told.values())
     assert told[4]["loss"] < told[0]["loss"]
+    settings["train"]["batch_size"] = 2
+    (tmp_path / "two.json").write_text(json.dumps(settings))
+    in_two_processes(tmp_path / "two.json", tmp_path / "two")
+    assert list(two := checks(tmp_path / "two")) == [0, 2, 4]
+    assert [two[step]["loss"] for step in two] == pytest.approx([told[step]["loss"] for step in told], rel=1e-3)
 
 
 def test_another_seed_learns_something_else(place, alone, tmp_path):
