@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 import torch
 from torch import Tensor
 
-from avdit.data.scenes.base import Clip, Dice, Event, colour, fractal_noise, frame_times, mix, pixel_grid
+from avdit.data.scenes.base import Clip, Dice, Event, colour, fractal_noise, frame_times, pixel_grid, shown, window
 from avdit.data.scenes.music import play
 from avdit.geometry import ClipGeometry
 
@@ -199,7 +199,9 @@ def capsule(x: Tensor, y: Tensor, a: Tensor, b: Tensor, ra: float, rb: float) ->
     """Distance (F, h, w) from the edge of a tapered limb, negative inside, and the place across it in [-1, 1].
 
     Args:
-        x, y: Places (h, w). a, b: Ends (F, 2). ra, rb: Radii at the ends; all in the same unit.
+        x, y: Places, (1, w) and (h, 1), or of each frame (F, 1, w) and (F, h, 1).
+        a, b: Ends (F, 2).
+        ra, rb: Radii at the ends; all in the same unit.
     """
     d = (b - a).view(-1, 2, 1, 1)
     px, py = x - a[:, 0].view(-1, 1, 1), y - a[:, 1].view(-1, 1, 1)
@@ -211,36 +213,35 @@ def capsule(x: Tensor, y: Tensor, a: Tensor, b: Tensor, ra: float, rb: float) ->
 
 
 def room(dice: Dice, geometry: ClipGeometry, place: str, floor: float, pulse: Tensor) -> Tensor:
-    """The empty place (F, H, W, 3); its lights follow ``pulse`` (F,) in [0, 1] where it has any."""
+    """The empty place (3, F, H, W); its lights follow ``pulse`` (F,) in [0, 1] where it has any."""
     x, y = pixel_grid(geometry, dice.device)
     height, width = geometry.height, geometry.width
-    grain = fractal_noise(dice, height, width, cells=8, octaves=4).unsqueeze(-1)
+    grain = fractal_noise(dice, height, width, cells=8, octaves=4)
     depth = ((y - floor) / (1 - floor)).clamp(0, 1)
     below = ((y - floor) * height).clamp(0, 1)
     if place == "studio":
         wall = colour(dice.choice([(0.78, 0.76, 0.72), (0.62, 0.68, 0.72), (0.8, 0.72, 0.66)]), dice.device)
-        wall = wall * (0.75 + 0.35 * y.unsqueeze(-1)) * (0.95 + 0.1 * grain)
-        panes = (((x * dice.integer(3, 6)) % 1 - 0.5).abs() > 0.485).float().unsqueeze(-1)
+        wall = wall * (0.75 + 0.35 * y) * (0.95 + 0.1 * grain)
+        panes = (((x * dice.integer(3, 6)) % 1 - 0.5).abs() > 0.485).float()
         wall = wall * (1 - 0.35 * panes)
         boards = ((((x - 0.5) / (0.35 + depth)) * 14) % 1 - 0.5).abs()
-        ground = colour((0.62, 0.44, 0.28), dice.device) * (0.7 + 0.3 * boards.unsqueeze(-1) + 0.25 * (grain - 0.5))
-        ground = ground * (0.75 + 0.35 * depth.unsqueeze(-1))
+        ground = colour((0.62, 0.44, 0.28), dice.device) * (0.7 + 0.3 * boards + 0.25 * (grain - 0.5))
+        ground = ground * (0.75 + 0.35 * depth)
     elif place == "street":
         rows, light = 22, dice.uniform(0.45, 1.0)
         line = (y * rows).floor()
         brick = ((((x * 11 + 0.5 * (line % 2)) % 1) - 0.5).abs() > 0.46) | (((y * rows) % 1) > 0.88)
         tint = colour(dice.choice([(0.5, 0.25, 0.2), (0.45, 0.4, 0.36), (0.4, 0.3, 0.26)]), dice.device)
         wall = (tint * (0.7 + 0.6 * grain)) * light
-        wall = mix(wall, colour((0.6, 0.57, 0.52), dice.device).expand_as(wall) * light, 0.55 * brick.float())
+        wall = torch.lerp(wall, colour((0.6, 0.57, 0.52), dice.device) * light, 0.55 * brick.float())
         ground = colour((0.34, 0.34, 0.36), dice.device) * (0.7 + 0.6 * grain) * light
     else:
         dark = colour(dice.choice([(0.05, 0.05, 0.1), (0.08, 0.03, 0.08), (0.04, 0.06, 0.09)]), dice.device)
-        wall = dark * (0.6 + 0.8 * grain) * (1.2 - 0.4 * y.unsqueeze(-1))
-        ground = dark * 2.2 * (0.8 + 0.4 * grain) * (0.5 + 0.8 * depth.unsqueeze(-1))
-    still = mix(wall, ground, below).unsqueeze(0)
+        wall = dark * (0.6 + 0.8 * grain) * (1.2 - 0.4 * y)
+        ground = dark * 2.2 * (0.8 + 0.4 * grain) * (0.5 + 0.8 * depth)
+    lit = torch.lerp(wall, ground, below).repeat(1, geometry.frames, 1, 1)
     if place not in ("stage", "club"):
-        return still.expand(geometry.frames, -1, -1, -1)
-    lit = still.repeat(geometry.frames, 1, 1, 1)
+        return lit
     for k in range(3 if place == "club" else 2):
         hue = colour(
             dice.choice([(1.0, 0.3, 0.5), (0.3, 0.6, 1.0), (0.5, 1.0, 0.5), (1.0, 0.8, 0.4), (0.7, 0.4, 1.0)]),
@@ -252,8 +253,7 @@ def room(dice: Dice, geometry: ClipGeometry, place: str, floor: float, pulse: Te
         pool = torch.exp(-(((x - foot) / 0.22) ** 2) - ((y - floor - 0.1) / 0.07) ** 2)
         strength = 0.3 + 0.7 * pulse if place == "club" else 0.75 + 0.25 * pulse
         strength = torch.roll(strength, k * 2) if place == "club" and k else strength
-        glow = (0.35 * beam + 0.5 * pool).unsqueeze(-1) * hue
-        lit = lit + strength.view(-1, 1, 1, 1) * glow
+        lit.addcmul_((0.35 * beam + 0.5 * pool) * hue, strength.view(-1, 1, 1))
     return lit
 
 
@@ -274,30 +274,26 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
     sway = dice.uniform(0.0, 0.05) * torch.sin(2 * math.pi * times / (4 * beat) + dice.uniform(0, 6.3))
     centre = dice.uniform(0.42, 0.58) + sway
     place = dice.choice(style.places)
-    picture = room(dice, geometry, place, floor, pulse).clone()
+    picture = room(dice, geometry, place, floor, pulse)
     origin = torch.stack([centre, torch.full_like(centre, stand)], 1)
     at = {name: origin + size * point for name, point in joints.items()}
 
-    x, y = pixel_grid(geometry, dice.device)
-    points = torch.stack(list(at.values()))
-    margin = 0.06
-    left, right = ((points[..., 0].amin() - margin).clamp(0, 1), (points[..., 0].amax() + margin).clamp(0, 1))
-    c0, c1 = int(left * geometry.width), max(int(right * geometry.width), int(left * geometry.width) + 8)
-    r0 = int((points[..., 1].amin() - margin).clamp(0, 1) * geometry.height)
-    view = picture[:, r0:, c0:c1]
-    x, y = x[r0:, c0:c1], y[r0:, c0:c1]
-
     # The shadow: the body's outline folded down onto the floor.
-    shadow = torch.zeros(view.shape[:3], device=dice.device)
     slant = dice.uniform(-0.25, 0.25)
     folded = {}
     for name, point in at.items():
         rise = (stand - point[:, 1]).clamp(min=0)
         folded[name] = torch.stack([point[:, 0] + slant * rise, stand + 0.01 - 0.16 * rise], 1)
+    points, reach = torch.cat(list(folded.values())), 0.08 * size
+    (left, upper), (right, lower) = (points.amin(0) - reach).tolist(), (points.amax(0) + reach).tolist()
+    rows, columns = window(upper, lower, geometry.height), window(left, right, geometry.width)
+    x, y = pixel_grid(geometry, dice.device)
+    view = picture[:, :, rows, columns]
+    shadow = torch.zeros_like(view[0])
     for a, b, r in (("pelvis", "head", 0.05), ("left_hip", "left_foot", 0.04), ("right_hip", "right_foot", 0.04)):
-        distance, _ = capsule(x, y, folded[a], folded[b], r * size, r * size)
+        distance, _ = capsule(x[:1, columns], y[rows, :1], folded[a], folded[b], r * size, r * size)
         shadow = torch.maximum(shadow, (0.5 - distance / (0.05 * size)).clamp(0, 1))
-    view *= (1 - 0.45 * shadow).unsqueeze(-1)
+    view *= 1 - 0.45 * shadow
 
     skin = colour(
         dice.choice([(0.93, 0.76, 0.64), (0.8, 0.58, 0.43), (0.55, 0.37, 0.26), (0.38, 0.25, 0.18)]), dice.device
@@ -319,21 +315,26 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
     side = dice.choice([-1.0, 1.0])  # from where the light comes
     light = 0.8 + (0.25 * pulse if place == "club" else 0.1 * pulse).view(-1, 1, 1)
 
-    def window(a: str, b: str, reach: float) -> tuple[slice, slice]:
-        """Rows and columns of ``view`` that the limb passes in any frame."""
-        ends = torch.cat([at[a], at[b]])
-        low = ((ends.amin(0) - reach) * geometry.height).long() - 1
-        high = ((ends.amax(0) + reach) * geometry.height).long() + 2
-        start = torch.tensor([c0, r0], device=low.device)
-        (left, top), (right, bottom) = (low - start).clamp(min=0).tolist(), (high - start).clamp(min=0).tolist()
-        return slice(top, bottom), slice(left, right)
+    pixels, each = picture.view(3, -1), torch.arange(geometry.frames, device=dice.device).view(-1, 1, 1)
+
+    def around(ends: Tensor, reach: float, axis: int, pixels: int) -> Tensor:
+        """Indices (F, n) of the rows or columns round the ``ends`` (2, F, 2) of a limb in each frame."""
+        low = ((ends[..., axis].amin(0) - reach) * pixels).floor().long() - 1
+        high = ((ends[..., axis].amax(0) + reach) * pixels).long() + 2
+        count = min(int((high - low).amax()), pixels)
+        return low.clamp(0, pixels - count).unsqueeze(1) + torch.arange(count, device=low.device)
 
     def draw(a: str, b: str, ra: float, rb: float, tint: Tensor) -> None:
-        part = window(a, b, max(ra, rb) * size)
-        distance, across = capsule(x[part], y[part], at[a], at[b], ra * size, rb * size)
-        cover = (0.5 - distance * geometry.height).clamp(0, 1).unsqueeze(-1)
-        shade = (light * (0.82 + 0.3 * side * across - 0.12 * across * across)).unsqueeze(-1)
-        view[:, part[0], part[1]].lerp_(shade * tint, cover)
+        ends, reach = torch.stack([at[a], at[b]]), max(ra, rb) * size
+        rows = around(ends, reach, 1, geometry.height).unsqueeze(2)
+        columns = around(ends, reach, 0, geometry.width).unsqueeze(1)
+        x, y = (columns + 0.5) / geometry.width, (rows + 0.5) / geometry.height
+        distance, across = capsule(x, y, at[a], at[b], ra * size, rb * size)
+        cover = (0.5 - distance * geometry.height).clamp(0, 1)
+        shade = light * (0.82 + 0.3 * side * across - 0.12 * across * across)
+        places = ((each * geometry.height + rows) * geometry.width + columns).flatten()
+        seen = pixels.index_select(1, places).view(3, *cover.shape)
+        pixels.index_copy_(1, places, seen.lerp_(shade * tint, cover).flatten(1))
 
     wide = 0.75 + 0.25 * style.loose
     order = ("left", "right") if side > 0 else ("right", "left")
@@ -366,4 +367,4 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
     arm(near)
     length = geometry.frames / geometry.fps
     events = [Event(t, "beat", float(centre.mean()), stand) for t in hits if 0 <= t < length]
-    return Clip(picture.clamp_(0, 1), audio, events)
+    return Clip(shown(picture), audio, events)

@@ -20,6 +20,7 @@ from avdit.data.scenes.base import (
     limit,
     pixel_grid,
     sample_times,
+    shown,
     tone,
 )
 from avdit.geometry import ClipGeometry
@@ -271,13 +272,12 @@ def fire_crackling(dice: Dice, geometry: ClipGeometry) -> Clip:
         plane += seen[c]
         plane += smoke
         plane += heat.sub(floor).clamp_(min=0).mul_(gain)
-    frames = planes.clamp_(0, 1).movedim(0, -1).contiguous()
 
     t = sample_times(geometry, device)
     swell = 1 + 0.35 * torch.sin(2 * math.pi * dice.uniform(0.5, 2.5) * t + 6.3 * dice.uniform())
     audio += dice.uniform(0.02, 0.05) * swell * filtered_noise(dice, geometry, band(40, dice.uniform(180, 400)))
     audio += dice.uniform(0.003, 0.009) * filtered_noise(dice, geometry, band(800, 4000))
-    return Clip(frames, limit(audio), events)
+    return Clip(shown(planes), limit(audio), events)
 
 
 def _landscape(dice: Dice, x: Tensor, y: Tensor, horizon: float) -> tuple[Tensor, bool]:
@@ -416,7 +416,6 @@ def explosion(dice: Dice, geometry: ClipGeometry) -> Clip:
         plane.lerp_(burn * (1.1 * warm), chips)
     for k, amount in enumerate(flashes[: count - first]):
         planes[:, first + k] += (1 - planes[:, first + k]) * amount
-    frames = planes.clamp_(0, 1).movedim(0, -1).contiguous()
 
     rate = geometry.sampling_rate
     audio = dice.uniform(0.008, 0.02) * filtered_noise(dice, geometry, band(80, dice.uniform(300, 700)))
@@ -434,4 +433,4 @@ def explosion(dice: Dice, geometry: ClipGeometry) -> Clip:
     for _ in range(dice.integer(6, 18)):
         tick = _burst(dice, geometry, dice.uniform(0.002, 0.01)) * dice.uniform(0.02, 0.14)
         add_at(audio, tick, begin + int(dice.uniform(0.25, 1.1) * rate))
-    return Clip(frames, limit(audio), [Event(blast, "explosion", cx, ground)])
+    return Clip(shown(planes), limit(audio), [Event(blast, "explosion", cx, ground)])

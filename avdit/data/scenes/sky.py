@@ -18,10 +18,11 @@ from avdit.data.scenes.base import (
     fractal_noise,
     frame_times,
     limit,
-    mix,
     pixel_grid,
     sample_times,
+    shown,
     stamp,
+    window,
 )
 from avdit.geometry import ClipGeometry
 
@@ -34,7 +35,7 @@ def ridge(dice: Dice, geometry: ClipGeometry, level: float, rough: float) -> Ten
 
 
 def land(dice: Dice, geometry: ClipGeometry, sky: Tensor, tint: tuple[float, float, float]) -> tuple[Tensor, Tensor]:
-    """Hills over ``sky`` (H, W, 3) that darken towards the viewer; returns the picture and the ground's mask."""
+    """Hills over ``sky`` (3, 1, H, W) that darken towards the viewer; returns the picture and the ground's mask."""
     _, y = pixel_grid(geometry, dice.device)
     picture, ground = sky, torch.zeros_like(y)
     level = dice.uniform(0.5, 0.66)
@@ -42,9 +43,9 @@ def land(dice: Dice, geometry: ClipGeometry, sky: Tensor, tint: tuple[float, flo
         edge = ridge(dice, geometry, level + 0.09 * depth, 0.16)
         mask = ((y - edge) * geometry.height).clamp(0, 1)
         texture = 0.75 + 0.5 * fractal_noise(dice, *y.shape, cells=16, octaves=3)
-        shade = colour(tint, dice.device) * (1.15 - 0.25 * depth) * texture.unsqueeze(-1)
-        haze = sky[geometry.height // 3].mean(0)
-        picture = mix(picture, shade * (0.6 + 0.2 * depth) + haze * (0.4 - 0.2 * depth), mask)
+        shade = colour(tint, dice.device) * (1.15 - 0.25 * depth) * texture
+        haze = sky[:, :, geometry.height // 3].mean(-1)[..., None, None]
+        picture = torch.lerp(picture, shade * (0.6 + 0.2 * depth) + haze * (0.4 - 0.2 * depth), mask)
         ground = torch.maximum(ground, mask)
     return picture, ground
 
@@ -62,10 +63,10 @@ def raining(dice: Dice, geometry: ClipGeometry) -> Clip:
     light = dice.uniform(0.35, 0.8)
     top, low = colour((0.45, 0.5, 0.58), dice.device) * light, colour((0.72, 0.74, 0.76), dice.device) * light
     clouds = fractal_noise(dice, height, width, cells=3, octaves=5)
-    sky = mix(top, low, (y * 1.4 + (clouds - 0.5)).clamp(0, 1))
+    sky = torch.lerp(top, low, (y * 1.4 + (clouds - 0.5)).clamp(0, 1))
     tint = dice.choice([(0.16, 0.26, 0.14), (0.22, 0.22, 0.2), (0.2, 0.25, 0.24)])
     scene, ground = land(dice, geometry, sky, tuple(c * (0.5 + light) for c in tint))
-    scene = scene + (ground * (y - 0.7).clamp(0) * 0.8).unsqueeze(-1) * low * dice.uniform(0.3, 1.0)
+    scene = scene + ground * (y - 0.7).clamp(0) * 0.8 * low * dice.uniform(0.3, 1.0)
     intensity, slant = dice.uniform(0.35, 1.0), dice.uniform(-0.35, 0.35)
     rain = torch.zeros(frames, height, width, device=dice.device)
     for depth, (thick, length) in enumerate(((1.2, 18), (1.8, 30), (2.6, 48))):
@@ -90,9 +91,12 @@ def raining(dice: Dice, geometry: ClipGeometry) -> Clip:
         cx, cy, born = dice.uniform(), dice.uniform(0.78, 0.99), dice.integer(0, frames - 1)
         for age in range(min(3, frames - born)):
             radius = 0.012 + 0.014 * age
-            away = ((x - cx).square() + ((y - cy) * 2.6).square()).sqrt()
-            rings[born + age] += 0.35 * (1 - age / 3) * torch.exp(-((away - radius) / 0.006).square())
-    picture = scene + (rain + rings).clamp(0, 0.8).unsqueeze(-1) * (0.6 + 0.4 * light)
+            reach = radius + 0.02
+            rows, columns = window(cy - reach / 2.6, cy + reach / 2.6, height), window(cx - reach, cx + reach, width)
+            away = ((x[:1, columns] - cx).square() + ((y[rows, :1] - cy) * 2.6).square()).sqrt()
+            ring = 0.35 * (1 - age / 3) * torch.exp(-((away - radius) / 0.006).square())
+            rings[born + age, rows, columns] += ring
+    picture = scene + (rain + rings).clamp(0, 0.8) * (0.6 + 0.4 * light)
 
     wash = filtered_noise(dice, geometry, band(900, 6500)) * (0.05 + 0.09 * intensity)
     audio = wash + filtered_noise(dice, geometry, band(150, 900)) * 0.02 * intensity
@@ -104,7 +108,7 @@ def raining(dice: Dice, geometry: ClipGeometry) -> Clip:
         drop = torch.sin(2 * math.pi * dice.uniform(1500, 5500) * t) * shape * dice.uniform(0.03, 0.16)
         add_at(audio, drop, int(time * rate))
         events.append(Event(time, "drop", dice.uniform(), 0.9))
-    return Clip(picture.clamp(0, 1), limit(audio), sorted(events, key=lambda e: e.time))
+    return Clip(shown(picture), limit(audio), sorted(events, key=lambda e: e.time))
 
 
 def thunder(dice: Dice, geometry: ClipGeometry) -> Clip:
@@ -122,18 +126,17 @@ def thunder(dice: Dice, geometry: ClipGeometry) -> Clip:
     bolt, cx = torch.zeros(height, width, device=dice.device), dice.uniform(0.2, 0.8)
     reach = int(edge.mean() * height)
     path = cx + torch.cumsum(dice.randn(reach) * 0.011, 0) + dice.uniform(-0.1, 0.1) * torch.linspace(0, 1, reach)
-    rows = torch.arange(reach)
+    rows = torch.arange(reach, device=dice.device)
     branches = [(path, rows, 1.0)]
     for _ in range(dice.integer(2, 4)):
         origin, length = dice.integer(reach // 8, reach * 2 // 3), dice.integer(25, 70)
         lean = dice.uniform(0.004, 0.012) * dice.choice([-1, 1])
         side = path[origin] + torch.cumsum(dice.randn(length) * 0.008 + lean, 0)
-        branches.append((side, origin + torch.arange(length), 0.6))
+        branches.append((side, origin + torch.arange(length, device=dice.device), 0.6))
     for line, at, strength in branches:
-        for row, column in zip(at.tolist(), (line * width).tolist(), strict=True):
-            if row < height:
-                near = strength * torch.exp(-((torch.arange(width) + 0.5 - column) / 1.6).square())
-                bolt[row] = torch.maximum(bolt[row], near)
+        inside = at < height
+        near = strength * torch.exp(-((x[:1] - line[inside].unsqueeze(1)) * (width / 1.6)).square())
+        bolt.scatter_reduce_(0, at[inside].unsqueeze(1).expand_as(near), near, "amax")
     glow_shape = torch.exp(-((x - cx) / 0.35).square()) * (1.1 - y)
     times = frame_times(geometry, dice.device)
     flash, stroke = torch.zeros(frames), torch.zeros(frames)
@@ -143,26 +146,28 @@ def thunder(dice: Dice, geometry: ClipGeometry) -> Clip:
         stroke += ((age >= -1e-4) & (age < 0.15)).float()
     light = flash.clamp(max=1).view(-1, 1, 1)
     violet = colour((0.8, 0.78, 1.0), dice.device)
-    sky = (0.5 + 1.2 * moving.unsqueeze(-1)) * night
-    sky = sky + (light * (0.25 + moving) * (0.35 + 0.65 * glow_shape)).unsqueeze(-1) * violet
-    earth = night * 0.25 + (light * 0.22 * (0.6 + glow_shape)).unsqueeze(-1) * colour((0.35, 0.42, 0.4), dice.device)
-    picture = mix(sky, earth, ground.expand(frames, -1, -1))
-    lit = (bolt * (1 - ground)).unsqueeze(0) * stroke.clamp(max=1).view(-1, 1, 1)
-    picture = picture + lit.unsqueeze(-1) * colour((1.0, 0.98, 1.0), dice.device)
+    picture = (0.5 + 1.2 * moving) * night
+    picture += light * (0.25 + moving) * (0.35 + 0.65 * glow_shape) * violet
+    below = window(edge.amin().item(), 1, height)
+    earth = night * 0.25 + light * 0.22 * (0.6 + glow_shape[below]) * colour((0.35, 0.42, 0.4), dice.device)
+    picture[:, :, below].lerp_(earth, ground[below])
+    lit = bolt * (1 - ground) * colour((1.0, 0.98, 1.0), dice.device)
+    struck = (stroke > 0).nonzero().flatten()
+    picture[:, struck] += lit
 
     audio = filtered_noise(dice, geometry, band(120, 500)) * 0.012
     delay, rate = dice.uniform(0, 0.06), geometry.sampling_rate
     events = []
     for moment in strikes:
-        shown = math.floor(moment * geometry.fps) / geometry.fps
-        start = int((shown + delay) * rate)
+        seen = math.floor(moment * geometry.fps) / geometry.fps
+        start = int((seen + delay) * rate)
         t = sample_times(geometry)
         crack = filtered_noise(dice, geometry, band(300, 4000)) * torch.exp(-t / dice.uniform(0.03, 0.09)) * 0.5
         rumble = filtered_noise(dice, geometry, band(35, 220)) * torch.exp(-t / dice.uniform(0.5, 1.0))
         roll = 0.6 + 0.4 * torch.sin(2 * math.pi * dice.uniform(3, 7) * t + dice.uniform(0, 6))
         add_at(audio, crack + rumble * roll * 0.45, start)
-        events.append(Event(shown, "lightning", cx, 0.4))
-    return Clip(picture.clamp(0, 1), limit(audio), events)
+        events.append(Event(seen, "lightning", cx, 0.4))
+    return Clip(shown(picture), limit(audio), events)
 
 
 def wind_noise(dice: Dice, geometry: ClipGeometry) -> Clip:
@@ -184,35 +189,30 @@ def wind_noise(dice: Dice, geometry: ClipGeometry) -> Clip:
     clouds = fractal_noise(dice, height, 2 * width, cells=4, octaves=5)
     moving = scroll(clouds, [int(5 * k + 10) for k in range(frames)])
     cover = ((moving - 0.5) * 4).clamp(0, 1)
-    sky = mix(mix(top, low, y).expand(frames, -1, -1, -1), colour((0.95, 0.95, 0.97), dice.device) * day, cover * 0.8)
+    picture = torch.lerp(torch.lerp(top, low, y), colour((0.95, 0.95, 0.97), dice.device) * day, cover * 0.8)
     grass = colour(dice.choice([(0.35, 0.5, 0.15), (0.6, 0.52, 0.22), (0.25, 0.42, 0.2)]), dice.device) * day
     way = dice.choice([-1, 1])
     horizon = dice.uniform(0.58, 0.72)
-    picture = sky
-
-    def window(low: float, high: float, size: int) -> slice:
-        return slice(max(int(low * size) - 1, 0), min(int(high * size) + 2, size))
-
     # Each row of blades is one strip of noise, sheared more towards its tips. All is drawn where it can be seen only.
     for layer in range(5):
         base = horizon + (1.08 - horizon) * (layer + 1) / 5
         tall = 0.07 + 0.05 * layer
         strip = F.interpolate(dice.rand(1, 1, 26 + 14 * (5 - layer)), width, mode="linear", align_corners=True)[0, 0]
         part = window(base - tall, base + 0.12, height)
-        px, py = x[part], y[part]
+        px, py = x[:1], y[part, :1]
         up = ((base - py) / tall).clamp(0, 1)
         wave = 0.25 * torch.sin(9 * px + 7 * times.view(-1, 1, 1) * way + layer)
         lean = way * (0.02 + 0.1 * force.view(-1, 1, 1) * (1 + wave)) * up.square()
         tips = strip[(((px - lean) % 1) * (width - 1)).long()]
         blades = ((tips * 1.1 - up) * 6).clamp(0, 1) * (py < base + 0.02) * (up < 0.999)
         blades = torch.maximum(blades, ((py > base - 0.01) & (py < base + 0.12)).float())
-        shade = grass * (0.55 + 0.13 * layer) * (0.75 + 0.5 * tips.unsqueeze(-1))
-        picture[:, part] = mix(picture[:, part], shade, blades)
+        shade = grass * (0.55 + 0.13 * layer) * (0.75 + 0.5 * tips)
+        picture[:, :, part].lerp_(shade, blades)
     trunk, crown, tall = dice.uniform(0.2, 0.8), dice.uniform(0.14, 0.2), dice.uniform(0.3, 0.36)
     leaf = fractal_noise(dice, height, width, cells=14, octaves=3)
     rows = window(horizon - tall - 1.5 * crown, horizon + 0.06, height)
     columns = window(trunk - 1.6 * crown - 0.12, trunk + 1.6 * crown + 0.12, width)
-    px, py, part = x[rows, columns], y[rows, columns], picture[:, rows, columns]
+    px, py, part = x[:1, columns], y[rows, :1], picture[:, :, rows, columns]
     up = ((horizon + 0.05 - py) / (tall + 0.12)).clamp(0, 1)
     sway = way * 0.12 * force.view(-1, 1, 1) * up.square()
     across, level = px - trunk - sway, py - horizon + tall  # from the middle of the crown
@@ -221,15 +221,15 @@ def wind_noise(dice: Dice, geometry: ClipGeometry) -> Clip:
     half = 0.016 + 0.02 * (1 - up).square()
     limbs = (across.abs() - 0.5 * (0.12 - level).clamp(min=0)).abs() < 0.009
     wood = (across.abs() < half) & (level > 0) & (py < horizon + 0.06) | limbs & (level > -0.06) & (level < 0.12)
-    bark = colour((0.26, 0.18, 0.12), dice.device) * (0.8 - 0.3 * (across / half).clamp(-1, 1)).unsqueeze(-1)
-    part = mix(part, bark, wood.float())
+    bark = colour((0.26, 0.18, 0.12), dice.device) * (0.8 - 0.3 * (across / half).clamp(-1, 1))
+    part.lerp_(bark, wood.float())
     away = torch.full_like(across, torch.inf)
     for side, high, size in ((0.0, -0.25, 0.85), (-0.55, 0.25, 0.6), (0.6, 0.2, 0.62)):
         lobe = ((across - side * crown) / size).square() + ((level - high * crown) / (0.9 * size)).square()
         away = torch.minimum(away, lobe / crown**2)
     lit = (0.85 - 0.35 * (level + 0.4 * across) / crown).clamp(0.4, 1.3)
-    foliage = grass * 0.8 * (lit * (0.5 + texture)).unsqueeze(-1)
-    picture[:, rows, columns] = mix(part, foliage, ((1.2 - away + (texture - 0.5) * 1.8) * 5).clamp(0, 1))
+    foliage = grass * 0.8 * (lit * (0.5 + texture))
+    part.lerp_(foliage, ((1.2 - away + (texture - 0.5) * 1.8) * 5).clamp(0, 1))
     leaves = torch.zeros(frames, height, width, device=dice.device)
     each = torch.arange(frames, device=dice.device)
     for _ in range(dice.integer(4, 10)):
@@ -238,7 +238,7 @@ def wind_noise(dice: Dice, geometry: ClipGeometry) -> Clip:
         cy = (py + 0.04 * torch.sin(6 * times + px * 9)) * height
         wide, tall = 0.014 * width, 0.008 * height
         stamp(leaves, each, cx, cy, 8, lambda dx, dy, w=wide, h=tall: torch.exp(-2 * ((dx / w) ** 2 + (dy / h) ** 2)))
-    picture = mix(picture, colour((0.5, 0.3, 0.1), dice.device).expand_as(picture), leaves)
+    picture.lerp_(colour((0.5, 0.3, 0.1), dice.device), leaves)
 
     heard = gust(sound_times).clamp(0, 1)
     low_band = filtered_noise(dice, geometry, band(90, 350)) * (0.05 + 0.2 * heard)
@@ -247,4 +247,4 @@ def wind_noise(dice: Dice, geometry: ClipGeometry) -> Clip:
     rustle = filtered_noise(dice, geometry, band(1500, 5000)) * 0.035 * heard.square()
     audio = low_band + whistle + rustle
     peak = int(force.argmax())
-    return Clip(picture.clamp(0, 1), limit(audio), [Event(peak / geometry.fps, "gust")])
+    return Clip(shown(picture), limit(audio), [Event(peak / geometry.fps, "gust")])
