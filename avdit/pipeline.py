@@ -244,7 +244,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         self,
         class_labels: str | int | Sequence[str | int],
         num_inference_steps: int = 12,
-        guidance_scale: float = 2.0,
+        guidance_scale: float = 1.5,
         audio_guidance_scale: float | None = None,
         guidance_start: float = 0.25,
         joint_guidance_scale: float = 5.0,

@@ -99,10 +99,13 @@ def test_explosions_are_heard_when_they_are_seen(shipped_pipeline):
 
 
 def test_frames_hang_together(held_out, generated):
-    """From frame to frame a generated clip changes far less than a sequence of unrelated pictures would."""
+    """From frame to frame a generated clip changes far less than a sequence of unrelated pictures would.
+
+    The median of the frames, because a blast's or a lightning's flash is a jump and has to be one.
+    """
 
     def change(frames):
-        return np.abs(np.diff(frames, axis=0)).mean()
+        return np.median(np.abs(np.diff(frames, axis=0)).mean((1, 2, 3)))
 
     for _, frames, _ in generated:
-        assert change(frames) < 0.5 * np.mean([np.abs(frames[0] - other[0]).mean() for _, other, _ in held_out])
+        assert change(frames) < 0.4 * np.mean([np.abs(frames[0] - other[0]).mean() for _, other, _ in held_out])

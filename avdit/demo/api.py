@@ -8,7 +8,7 @@ from avdit.demo.controls import SURPRISE
 from avdit.demo.handlers import MODES, Handlers, Mode, lane
 from avdit.demo.looks import stream_line
 from avdit.demo.service import Chunk, Finished
-from avdit.generate import SAMPLERS, TURBO
+from avdit.generate import SAMPLERS, TURBO, Request
 
 MOST_WINDOWS = 1000  # of one call of /stream
 
@@ -30,7 +30,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
         visitor: gr.Request,
         class_label: str = classes[0],
         steps: float = 12,
-        guidance: float = 2,
+        guidance: float = Request.guidance,
         audio_guidance: float | None = None,
         seed: str = "",
         randomize: bool = False,
@@ -60,7 +60,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
         video: str,
         class_label: str = classes[0],
         steps: float = 12,
-        guidance: float = 2,
+        guidance: float = Request.guidance,
         audio_guidance: float | None = None,
         seed: str = "",
         sampler: str = "ddim",
@@ -89,7 +89,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
         audio: str,
         class_label: str = classes[0],
         steps: float = 12,
-        guidance: float = 2,
+        guidance: float = Request.guidance,
         audio_guidance: float | None = None,
         seed: str = "",
         sampler: str = "ddim",
@@ -118,7 +118,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
         image: str,
         class_label: str = classes[0],
         steps: float = 12,
-        guidance: float = 2,
+        guidance: float = Request.guidance,
         audio_guidance: float | None = None,
         seed: str = "",
         sampler: str = "ddim",
@@ -146,7 +146,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
         visitor: gr.Request,
         class_label: str = classes[0],
         steps: float = 12,
-        guidance: float = 2,
+        guidance: float = Request.guidance,
         audio_guidance: float | None = None,
         seed: str = "",
         sampler: str = "ddim",
@@ -180,7 +180,7 @@ def add_endpoints(handlers: Handlers, classes: list[str], seconds: float) -> Non
         # As choices, so that the API's and MCP's descriptions list them; what is wrong gets the service's own sentence.
         label = gr.Dropdown([*classes, SURPRISE], value=classes[0], label="class_label", allow_custom_value=True)
         steps = gr.Number(12, label="steps")
-        guidance = gr.Number(2, label="guidance")
+        guidance = gr.Number(Request.guidance, label="guidance")
         audio_guidance = gr.Number(None, label="audio_guidance")
         seed = gr.Textbox("", label="seed")
         randomize = gr.Checkbox(False, label="randomize")

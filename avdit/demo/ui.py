@@ -32,7 +32,7 @@ from avdit.demo.looks import (
 )
 from avdit.demo.player import LiveVideo
 from avdit.demo.service import KEPT_SECONDS, STREAM_SECONDS, Finished, Progress, Service
-from avdit.generate import SAMPLERS, TURBO, Result, recipe_of
+from avdit.generate import SAMPLERS, TURBO, Request, Result, recipe_of
 
 QUEUE_LENGTH = 20
 LINE_SECONDS = 1.0  # between two changes of a stream's line, each of which costs the machine a little of its speed
@@ -75,8 +75,8 @@ def create_demo(service: Service) -> gr.Blocks:
                     sampler = sampler_choice(service.checkpoint.turbo_steps(service.classes[0]))
                     with gr.Row(elem_id="fine"):
                         steps = gr.Slider(1, 100, value=12, step=1, label="Steps")
-                        guidance = gr.Slider(1, 10, value=2, step=0.5, label="Picture guidance")
-                        audio_guidance = gr.Slider(1, 10, value=2, step=0.5, label="Sound guidance")
+                        guidance = gr.Slider(1, 10, Request.guidance, step=0.5, label="Picture guidance")
+                        audio_guidance = gr.Slider(1, 10, Request.guidance, step=0.5, label="Sound guidance")
                     with gr.Row():
                         # Text, because a browser rounds whole numbers above 2^53.
                         seed = gr.Textbox("0", label="Seed", max_lines=1, elem_id="seed")

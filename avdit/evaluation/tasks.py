@@ -40,7 +40,7 @@ class Sampling:
 
     task: str = "joint"
     steps: int = 12
-    guidance: float = 2.0
+    guidance: float = Request.guidance
     joint_guidance: float = 5.0
     sampler: str = "ddim"
     windows: int = 2  # of a continuation
