@@ -363,7 +363,7 @@ class Trainer:
             "peak_gb": round(peak / 1e9, 3),
             "seconds_per_step": round(seconds, 3),
             "gflop_per_step": round(flops.get_total_flops() / 1e9, 3),
-            "share_of_peak": round(flops.get_total_flops() / seconds / possible, 3),
+            "share_of_peak": round(flops.get_total_flops() / seconds / possible, 6),
             "hours": round(cfg.minutes / 60 if cfg.minutes else seconds * cfg.steps / 3600, 2),
         }
 
