@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from avdit.generate import Request, Stopped, generate
+from avdit.generate import Request, Stopped, generate, settings_of
 from avdit.models.noise import draw_noise
 from avdit.pipeline import SAMPLERS, AVDiTPipeline
 from avdit.streaming import OVERLAP
@@ -23,6 +23,14 @@ def test_clip_has_the_geometry(pipe):
     assert out.frames.shape == (1, 16, 256, 256, 3) and out.audio.shape == (1, 25600)
     assert 0 <= out.frames.min() and out.frames.max() <= 1 and np.isfinite(out.audio).all()
     assert (out.fps, out.sampling_rate) == (10, 16000)
+
+
+def test_the_pipeline_and_a_request_mean_the_same_where_nothing_is_said(pipe):
+    plain = pipe("thunder", generator=seeded(1), output_type="latent")
+    settings = settings_of(Request("thunder"))
+    pipe.set_sampler(settings.pop("sampler"))
+    asked = pipe(generator=seeded(1), output_type="latent", **settings)
+    assert torch.equal(plain.frames, asked.frames) and torch.equal(plain.audio, asked.audio)
 
 
 def test_large_seeds_are_told_apart(pipe):

@@ -14,8 +14,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from avdit.data.latents import RandomShards, Shards
-from avdit.data.scenes import CLASSES, HELD_OUT, render_clip
+from avdit.data.latents import RandomShards, Shards, write_shard
+from avdit.data.scenes import CLASSES, HELD_OUT, PACKS, render_clip
 from avdit.geometry import ClipGeometry
 from avdit.models.schedule import xs_scheduler
 from avdit.models.video_codec import VideoCodec
@@ -199,6 +199,26 @@ def test_continuations_are_told_how_noisy_their_past_is(tmp_path):
     for wrong, message in (({"context_noise": 1.5}, "context_noise 1.5 must"), ({"moving": 0.5}, "moving_weight 0.5")):
         with pytest.raises(ValueError, match=message):
             replace(batches, **wrong)
+
+
+def test_clips_of_a_class_can_be_drawn_more_often(tmp_path):
+    geometry = ClipGeometry()
+    for start, label in ((0, 10), (1, 12), (2, 12)):  # two of them of the third class
+        shapes = {
+            "video": (1, geometry.frames, *geometry.video_latent_shape),
+            "audio": (1, *geometry.audio_latent_shape),
+        }
+        tensors = {name: torch.zeros(shape) for name, shape in shapes.items()}
+        write_shard(tmp_path / f"clips-{start:08d}.safetensors", {**tensors, "label": torch.tensor([label])})
+    data = TrainingData(Shards(tmp_path), None, None, geometry, list(PACKS["dance"]), {}, first_label=9)
+    often = data.repeated({data.classes[3]: 3})
+    drawn = often.labels(torch.arange(len(often.shards)), torch.zeros(len(often.shards), dtype=torch.bool))
+    assert sorted(drawn.tolist()) == [1, *[3] * 6]
+    assert often.shards.get("video", torch.tensor([6])).shape[1:] == shapes["video"][1:]
+    assert len(data.shards) == 3 and len(data.repeated({}).shards) == 3
+    for wrong in ({"explosion": 2}, {data.classes[0]: 0}, {data.classes[0]: 1.5}):
+        with pytest.raises(ValueError, match="class_repeats of"):
+            data.repeated(wrong)
 
 
 def test_velocity_agrees_with_the_scheduler():

@@ -1,5 +1,6 @@
 """Shards of rendered clips and of their latents, written once and mapped, never loaded whole."""
 
+import copy
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -85,6 +86,12 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def picked(self, items: Tensor) -> "Shards":
+        """The same files with ``items`` (n,) in place of all items; one may be there several times."""
+        some = copy.copy(self)
+        some.index = [self.index[item] for item in items.tolist()]
+        return some
 
     def get(self, key: str, items: Tensor, part: Tensor | None = None) -> Tensor:
         """``key`` of the ``items`` (n,), stacked; ``part`` (n,) picks one entry of each along its first axis."""

@@ -41,7 +41,7 @@ class Sampling:
     task: str = "joint"
     steps: int = 12
     guidance: float = Request.guidance
-    joint_guidance: float = 5.0
+    joint_guidance: float = Request.joint_guidance
     sampler: str = "ddim"
     windows: int = 2  # of a continuation
     batch: int = 4  # clips at a time

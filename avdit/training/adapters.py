@@ -54,6 +54,7 @@ DEFAULTS = {
     "modalities": ["video", "audio"],
     "class_table": True,  # trains, too; a run that goes on from trained adapters is a tenth faster without
     "moving_weight": 1.0,  # most that a cell's error counts for moving more than the clip's mean; 1: all count alike
+    "class_repeats": {},  # {"explosion": 2}: clips of that class are drawn twice as often as the others
     "context_noise": 0.15,  # most noise, as a share of the schedule, of what continuations are given
     "tasks": {"joint": 0.6, "v2a": 0.1, "a2v": 0.1, "image": 0.1, "continuation": 0.1},
     "model": {
@@ -130,10 +131,11 @@ def geometry_of(config: dict) -> ClipGeometry:
     return ClipGeometry(**{name: value for name, value in known.items() if name != "samples"})
 
 
-def sample_sheet(
-    model: AVDiT, data: TrainingData, scheduler: DDIMScheduler, path: Path, steps: int = 12, guidance: float = 2.0
-) -> None:
-    """Write one clip of every class as a PNG of its frames, and another of its sound's log-mel."""
+def sample_sheet(model: AVDiT, data: TrainingData, scheduler: DDIMScheduler, path: Path, **sampling: Any) -> None:
+    """Write one clip of every class as a PNG of its frames, and another of its sound's log-mel.
+
+    ``sampling`` are settings of the pipeline's call that differ from its defaults.
+    """
     model.eval()
     pipe = AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, data.classes)
     pipe.set_progress_bar_config(disable=True)
@@ -142,7 +144,7 @@ def sample_sheet(
     for i in range(0, len(data.classes), number):
         names = data.classes[i : i + number]
         generators = [torch.Generator().manual_seed(0) for _ in names]
-        made.append(pipe(names, steps, guidance, generator=generators, output_type="pt"))
+        made.append(pipe(names, generator=generators, output_type="pt", **sampling))
     frames = torch.cat([clip.frames[:, ::2].cpu() for clip in made])
     save_png(image_grid(frames.flatten(0, 1).movedim(-1, 1), frames.shape[1]), path)
     audio = torch.cat([clip.audio for clip in made])
@@ -166,6 +168,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     geometry = geometry_of(config)
     data = training_data(config, out, geometry, classes, dry_run)
     held_out = held_out_data(config, out, data, settings.check_every)
+    data = data.repeated(config["class_repeats"])
     torch.manual_seed(settings.seed)
     model = build(config, geometry, data)
     # One alone would bend the class table that both share.

@@ -41,6 +41,24 @@ class TrainingData:
         labels = self.shards.get("label", items) - self.first_label
         return labels.where(~dropped, torch.tensor(len(self.classes)))
 
+    def repeated(self, repeats: dict[str, int]) -> "TrainingData":
+        """The same, of which the clips of a class in ``repeats`` are drawn so many times as often as the others.
+
+        Raises:
+            ValueError: for a class that the data do not have, or repeats that are not a whole number of 1 or more.
+        """
+        for name, times in repeats.items():
+            if name not in self.classes:
+                raise ValueError(f"class_repeats of {name!r}: choose from {', '.join(self.classes)}")
+            if isinstance(times, bool) or not isinstance(times, int) or times < 1:
+                raise ValueError(f"class_repeats of {name!r}, {times!r}, must be a whole number of 1 or more")
+        if not repeats or isinstance(self.shards, RandomShards):
+            return self
+        every = torch.arange(len(self.shards))
+        times = torch.tensor([repeats.get(name, 1) for name in self.classes])
+        labels = self.labels(every, torch.zeros_like(every, dtype=torch.bool))
+        return replace(self, shards=self.shards.picked(every.repeat_interleave(times[labels])))
+
 
 def clip_geometry(values: dict[str, Any]) -> ClipGeometry:
     """The geometry with the fields in ``values``; those of ``avdit-xs`` where they are left out.

@@ -17,6 +17,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from avdit.generate import Request
 from avdit.models.avdit import AVDiT
 from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.packs import Pack
@@ -33,13 +34,14 @@ DEFAULTS = {
     "student": None,  # folder of the pack that the student begins with; null: with its teacher's
     "clips": 160,  # rendered clips a class
     "steps": 4,  # of the student's sampler
-    "guidance": 2.0,  # of the teacher
+    "guidance": Request.guidance,  # of the teacher
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
-    "joint_guidance": 5.0,  # of picture and sound by each other in its first steps
+    "joint_guidance": Request.joint_guidance,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
     "class_table": ADAPTERS["class_table"],
     "moving_weight": ADAPTERS["moving_weight"],
     "context_noise": ADAPTERS["context_noise"],
+    "class_repeats": ADAPTERS["class_repeats"],
     "tasks": ADAPTERS["tasks"],
     "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
 }
@@ -163,6 +165,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     geometry = geometry_of(config)
     data = training_data(config, out, geometry, classes, dry_run)
     held_out = held_out_data(config, out, data, settings.check_every)
+    data = data.repeated(config["class_repeats"])
     torch.manual_seed(settings.seed)
     model = AVDiT.from_pretrained(config["start"])
     model.freeze_backbone()
@@ -183,7 +186,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return {"loss": terms["video"] + terms["audio"], **{name: term.detach() for name, term in terms.items()}}
 
     def sheet(path: Path) -> None:
-        sample_sheet(model, data, scheduler, path, steps, guidance=1.0)
+        unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "eta": 0.0}
+        sample_sheet(model, data, scheduler, path, num_inference_steps=steps, **unguided)
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
