@@ -33,6 +33,7 @@ DEFAULTS = {
     "crop": 128,  # pixels
     "kl_weight": 1e-6,
     "detail": 4.0,  # extra weight where the picture has fine detail
+    "squared": 0.0,  # weight of the mean squared error beside the absolute one: for PSNR, at the cost of sharpness
     "perceptual": 0.25,  # weight of the distance of ImageNet features, on half of each batch; 0: none
     "video": {"steps": 20000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
     "audio": {"steps": 6000, "batch_size": 8, "learning_rate": 1e-3, "minutes": 0.0, "sample_every": 2000},
@@ -106,6 +107,8 @@ def train_video(
         # Detail takes weight from flat areas, whose colour the eye still sees.
         colour = F.avg_pool2d(y - x, 8).abs().mean()
         total = error + 0.5 * grid + colour + config["kl_weight"] * kl
+        if config["squared"]:
+            total = total + config["squared"] * (y - x).square().mean()
         terms = {"l1": error.detach(), "kl": kl.detach()}
         if features is not None:
             half = (len(x) + 1) // 2  # these features cost as much as the codec itself

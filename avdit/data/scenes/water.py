@@ -327,7 +327,9 @@ def waterfall_burbling(dice: Dice, geometry: ClipGeometry) -> Clip:
     cx, half, pool = dice.uniform(0.35, 0.65), dice.uniform(0.11, 0.22), dice.uniform(0.7, 0.8)
     spread = half * (1 + 0.35 * (y - top).clamp(0))
     inside = ((spread - (x - cx).abs() + 0.05 * (rough - 0.5)) * 40).clamp(0, 1) * ((y - top) * 60).clamp(0, 1)
-    strands = F.interpolate(dice.rand(1, 1, 10, 44), (height * 2, width), mode="bicubic", align_corners=True)[0, 0]
+    # Round and round, so that no edge falls with the water: two of eight rows before and after them, cut off again.
+    strands = F.pad(dice.rand(1, 1, 8, 44), (0, 0, 2, 2), mode="circular")
+    strands = F.interpolate(strands, (height * 3, width), mode="bicubic")[0, 0, height // 2 : -(height // 2)]
     speed = dice.uniform(0.16, 0.24) * height
     columns = window(cx - 1.35 * half - 0.05, cx + 1.35 * half + 0.05, width)
     across = (((x - cx) / spread * 0.5 + 0.5).clamp(0, 1) * (width - 1)).long()[:, columns]
