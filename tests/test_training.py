@@ -101,13 +101,16 @@ def test_rendered_clips_that_training_is_checked_on_are_held_out(tmp_path, monke
     settings = {"codecs": "checkpoints/avdit-xs", "clips": 1, "pack": "landscape", "model": sizes, "train": train}
     backbone.run(settings, tmp_path)
     assert [step for step, _ in checks(tmp_path)] == [0, 1]
-    (path,) = (tmp_path / "held-out" / "clips" / "landscape").iterdir()
+    (path,) = (tmp_path / "held-out" / "latents" / "landscape").iterdir()
     seed = int(path.stem.removeprefix("clips-"))
     assert seed >= HELD_OUT
     with safe_open(path, "pt") as file:
-        frames, labels = file.get_tensor("frames"), file.get_tensor("label")
+        latents, labels = file.get_tensor("video"), file.get_tensor("label")
     assert torch.equal(labels, torch.arange(9))
-    assert torch.equal(frames[5], (render_clip("thunder", seed).frames * 255).round().to(torch.uint8))
+    codec = VideoCodec.from_pretrained("checkpoints/avdit-xs/video_codec").eval()
+    with torch.no_grad():
+        frames = (render_clip("thunder", seed).frames * 255).round() / 127.5 - 1
+        torch.testing.assert_close(latents[5].float(), codec.encode(frames.movedim(-1, 1)[None])[0], atol=2e-2, rtol=0)
     assert len(Shards(tmp_path / "held-out" / "latents")) == len(Shards(tmp_path / "latents")) == 9
 
 
@@ -219,6 +222,23 @@ def test_clips_of_a_class_can_be_drawn_more_often(tmp_path):
     for wrong in ({"explosion": 2}, {data.classes[0]: 0}, {data.classes[0]: 1.5}):
         with pytest.raises(ValueError, match="class_repeats of"):
             data.repeated(wrong)
+
+
+def test_shards_give_the_same_from_memory_as_from_their_files(tmp_path):
+    for k, count in enumerate((3, 2)):
+        tensors = {"video": torch.randn(count, 4, 2).half(), "label": torch.arange(count) + 10 * k}
+        write_shard(tmp_path / f"clips-{k:08d}.safetensors", tensors)
+    mapped = Shards(tmp_path)
+    items, frames = torch.tensor([4, 0, 3, 3]), torch.tensor([3, 0, 1, 2])
+    for one, two in (
+        (mapped, mapped.resident("cpu")),
+        (mapped.picked(torch.tensor([4, 4, 1, 0, 2])), mapped.resident("cpu").picked(torch.tensor([4, 4, 1, 0, 2]))),
+        (mapped.picked(torch.tensor([2, 4, 4, 0, 1])), mapped.picked(torch.tensor([2, 4, 4, 0, 1])).resident("cpu")),
+    ):
+        assert len(one) == len(two) == 5
+        assert torch.equal(one.get("label", items), two.get("label", items))
+        assert torch.equal(one.get("video", items), two.get("video", items))
+        assert torch.equal(one.get("video", items, frames), two.get("video", items, frames))
 
 
 def test_velocity_agrees_with_the_scheduler():

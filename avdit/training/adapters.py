@@ -41,7 +41,7 @@ from avdit.training.batches import ClipBatches
 from avdit.training.data import TrainingData, clip_geometry, held_out_data, training_data
 from avdit.training.diffusion import Diffusion
 from avdit.training.sheets import image_grid, save_png
-from avdit.training.trainer import Trainer, trainer_config
+from avdit.training.trainer import Trainer, processes, trainer_config
 
 DEFAULTS = {
     "codecs": "runs/codecs",
@@ -173,7 +173,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     model = build(config, geometry, data)
     # One alone would bend the class table that both share.
     model.class_embedder.requires_grad_(config["class_table"] and len(modalities) == 2)
-    diffusion = Diffusion(scheduler)
+    diffusion = Diffusion(scheduler, processes().device)
 
     def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         batch = replace(batches, data=data).draw(generator)

@@ -20,7 +20,7 @@ from avdit.models.schedule import xs_scheduler
 from avdit.training.data import TrainingData, clip_geometry, held_out_data, training_data
 from avdit.training.diffusion import Diffusion, moving_weight
 from avdit.training.sheets import image_grid, save_png
-from avdit.training.trainer import Trainer, trainer_config
+from avdit.training.trainer import Trainer, processes, trainer_config
 
 DEFAULTS = {
     "codecs": "runs/codecs",  # folder of video_codec and audio_codec
@@ -74,7 +74,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     model = DiT.from_pretrained(start) if start else new_backbone(geometry, len(classes), config["model"])
     if model.config.num_classes != len(classes):
         raise ValueError(f"{start} has {model.config.num_classes} classes, the data {len(classes)}")
-    diffusion = Diffusion(xs_scheduler())
+    diffusion = Diffusion(xs_scheduler(), processes().device)
 
     def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         number, device = trainer.global_batch, trainer.accelerator.device
@@ -82,15 +82,15 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         frames = torch.randint(geometry.frames, (number,), generator=generator)
         dropped = torch.rand(number, generator=generator) < config["class_dropout"]
         t = diffusion.timesteps(generator, number)
-        items, frames, dropped, t = map(trainer.mine, (items, frames, dropped, t))
-        clips = data.shards.get("video", items).float()  # (N, F, C, h, w)
-        clean = clips[torch.arange(len(clips)), frames]
+        items, (frames, dropped, t) = trainer.mine(items), map(trainer.here, (frames, dropped, t))
+        clips = data.shards.get("video", items).to(device).float()  # (N, F, C, h, w)
+        clean = clips[torch.arange(len(clips), device=device), frames]
         labels = data.labels(items, dropped)
-        noise = torch.stack([torch.randn(clean.shape[1:], generator=g) for g in trainer.generators()])
+        shape = clean.shape[1:]
+        noise = torch.cat([torch.randn(n, *shape, generator=g, device=g.device) for g, n in trainer.draws()])
         noised, target = diffusion.noised(clean, noise, t, torch.zeros_like(t, dtype=torch.bool))
-        predicted = module(noised.to(device), t.to(device), labels.to(device))
-        error = (predicted - target.to(device)).square()
-        weight = moving_weight(clips, config["moving_weight"]).to(device)
+        error = (module(noised, t, labels.to(device)) - target).square()
+        weight = moving_weight(clips, config["moving_weight"])
         return {"loss": (weight * error).mean(), "error": error.mean()}
 
     def sheet(path: Path) -> None:

@@ -130,21 +130,22 @@ class ClipBatches:
         context = torch.randint(most + 1, (number,), generator=generator) * continued
         # What is noised in the whole batch, so that a part in which much is given does not count for more.
         noised_frames, noised_columns = int((~frames).sum()), int((~columns).sum())
-        items, dropped, frames, columns, t, context = map(trainer.mine, (items, dropped, frames, columns, t, context))
-        video = shards.get("video", items).float()
+        items, device = trainer.mine(items), trainer.accelerator.device
+        dropped, frames, columns, t, context = map(trainer.here, (dropped, frames, columns, t, context))
+        video = shards.get("video", items).to(device).float()
         # The audio latent's time axis leads, so that it lines up with its timesteps.
-        sound = shards.get("audio", items).float().transpose(1, 2)
+        sound = shards.get("audio", items).to(device).float().transpose(1, 2)
         t, context = t.unsqueeze(1), context.unsqueeze(1)
         t_video, t_audio = context.where(frames, t), context.where(columns, t)
         patch = geometry.audio_patch[0]
         rows = columns.repeat_interleave(patch, 1)
-        noise = [draw_noise(geometry, self.shared_noise, g) for g in trainer.generators()]
+        noise = [draw_noise(geometry, self.shared_noise, g, clips=(n,)) for g, n in trainer.draws()]
         noised_video, video_target = self.diffusion.noised(
-            video, torch.stack([v for v, _ in noise]), t_video, frames & (context == 0)
+            video, torch.cat([v for v, _ in noise]), t_video, frames & (context == 0)
         )
         noised_sound, sound_target = self.diffusion.noised(
             sound,
-            torch.stack([a for _, a in noise]).transpose(1, 2),
+            torch.cat([a for _, a in noise]).transpose(1, 2),
             t_audio.repeat_interleave(patch, 1),
             rows & (context == 0),
         )

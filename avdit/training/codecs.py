@@ -24,7 +24,7 @@ from avdit.models.audio_codec import AudioCodec
 from avdit.models.codec import LatentCodec
 from avdit.models.features import ImageFeatures, feature_distance
 from avdit.models.video_codec import VideoCodec
-from avdit.training.data import rendered_clips
+from avdit.training.data import near, rendered_clips
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, processes, trainer_config
 
@@ -88,7 +88,7 @@ def train_video(
     def draw(generator: torch.Generator, number: int, size: int | None, mine: Callable = lambda x: x) -> Tensor:
         items = torch.randint(len(shards), (number,), generator=generator)
         parts = torch.randint(16, (number,), generator=generator)
-        frames = shards.get("frames", mine(items), mine(parts))
+        frames = shards.get("frames", mine(items), mine(parts)).to(trainer.accelerator.device)
         x = frames.permute(0, 3, 1, 2).float() / 127.5 - 1
         if size is None:
             return x.contiguous()
@@ -98,7 +98,7 @@ def train_video(
         return torch.stack([p[:, a : a + size, b : b + size] for p, (a, b) in corners])
 
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
-        x = draw(generator, trainer.global_batch, crop, trainer.mine).to(trainer.accelerator.device)
+        x = draw(generator, trainer.global_batch, crop, trainer.mine)
         y, kl = module(x)
         weight = detail_weight(x, config["detail"])
         error = (weight * (y - x).abs()).mean()
@@ -121,7 +121,7 @@ def train_video(
         return {"loss": total, **terms}
 
     def sheet(path: Path) -> None:
-        x = draw(torch.Generator().manual_seed(1), 9, None).to(trainer.accelerator.device)
+        x = draw(torch.Generator().manual_seed(1), 9, None)
         y = codec.reconstruct(codec.posterior(x).mode()).clamp(-1, 1)
         psnr = -10 * torch.log10(((x - y) / 2).square().mean((1, 2, 3))).mean()
         trainer.accelerator.print(f"{path.name}: PSNR {psnr:.2f} dB on 9 frames")
@@ -148,7 +148,7 @@ def train_audio(
     def draw(generator: torch.Generator, number: int, mine: Callable = lambda x: x) -> Tensor:
         items = torch.randint(len(shards), (number,), generator=generator)
         gain = 10 ** (torch.rand(number, 1, generator=generator) * -0.6)  # 0 to -12 dB
-        return codec.mel((shards.get("audio", mine(items)) * mine(gain)).to(codec.device))
+        return codec.mel(shards.get("audio", mine(items)).to(codec.device) * mine(gain).to(codec.device))
 
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         x = draw(generator, trainer.global_batch, trainer.mine)
@@ -199,9 +199,11 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     for part in ("video", "audio"):
         config[part] = {**DEFAULTS[part], **config[part]}
     if dry_run:
-        shards: Shards | RandomShards = RandomShards(ClipGeometry(), len(ALL_CLASSES), latents=False)
+        shards: Shards | RandomShards = RandomShards(
+            ClipGeometry(), len(ALL_CLASSES), latents=False, device=processes().device
+        )
     else:
-        shards = Shards(rendered_clips(Path(config.get("cache", out)), config["clips"], list(PACKS)))
+        shards = near(Shards(rendered_clips(Path(config.get("cache", out)), config["clips"], list(PACKS))))
     costs = {}
     for part in config["parts"]:
         kind, train = (AudioCodec, train_audio) if part == "audio" else (VideoCodec, train_video)

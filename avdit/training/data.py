@@ -15,7 +15,7 @@ from torch import Tensor
 
 from avdit.data.clips import label_of
 from avdit.data.folders import FolderSettings, LatentCache, found_classes, split_files
-from avdit.data.latents import RandomShards, Shards, encode_shards, render_shards
+from avdit.data.latents import RandomShards, Shards, render_latents, render_shards
 from avdit.data.scenes import ALL_CLASSES, HELD_OUT, PACKS
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
@@ -39,7 +39,7 @@ class TrainingData:
     def labels(self, items: Tensor, dropped: Tensor) -> Tensor:
         """Class (n,) of each of ``items``; the unconditional one where ``dropped``."""
         labels = self.shards.get("label", items) - self.first_label
-        return labels.where(~dropped, torch.tensor(len(self.classes)))
+        return labels.masked_fill(dropped.to(labels.device, non_blocking=True), len(self.classes))
 
     def repeated(self, repeats: dict[str, int]) -> "TrainingData":
         """The same, of which the clips of a class in ``repeats`` are drawn so many times as often as the others.
@@ -56,7 +56,7 @@ class TrainingData:
             return self
         every = torch.arange(len(self.shards))
         times = torch.tensor([repeats.get(name, 1) for name in self.classes])
-        labels = self.labels(every, torch.zeros_like(every, dtype=torch.bool))
+        labels = self.labels(every, torch.zeros_like(every, dtype=torch.bool)).cpu()
         return replace(self, shards=self.shards.picked(every.repeat_interleave(times[labels])))
 
 
@@ -123,7 +123,9 @@ def training_data(
         first = ALL_CLASSES.index(wanted[0])
         if dry_run:
             told = {"rendered_clips": config["clips"] * len(wanted)}
-            return TrainingData(RandomShards(geometry, len(wanted)), video, audio, geometry, wanted, told)
+            return TrainingData(
+                RandomShards(geometry, len(wanted), device=processes().device), video, audio, geometry, wanted, told
+            )
         shards = rendered(cache, config["clips"], video, audio, packs)
         return TrainingData(shards, video, audio, geometry, wanted, {}, first)
 
@@ -145,7 +147,9 @@ def training_data(
     told = {"files": len(train), "test_files": len(test), "files_by_class": dict(sorted(counts.items()))}
     if dry_run:
         told["encode_seconds_per_clip"] = encode_seconds(video, audio, geometry)
-        return TrainingData(RandomShards(geometry, len(classes)), video, audio, geometry, classes, told)
+        return TrainingData(
+            RandomShards(geometry, len(classes), device=processes().device), video, audio, geometry, classes, told
+        )
     shards, told["clips"] = encoded(cache / "latents", settings, train, classes, geometry, (video, audio))
     return TrainingData(shards, video, audio, geometry, classes, told)
 
@@ -184,7 +188,7 @@ def encoded(
     latents.build(share, settings.workers)
     state.wait_for_everyone()
     clips = latents.finish()
-    return Shards(out), clips
+    return near(Shards(out)), clips
 
 
 def rendered_packs(pack: str | None) -> list[str]:
@@ -210,14 +214,20 @@ def rendered_clips(cache: Path, clips: int, packs: list[str], first_seed: int = 
 def rendered(
     cache: Path, clips: int, video: VideoCodec, audio: AudioCodec, packs: list[str], first_seed: int = 0
 ) -> Shards:
-    """The latents of the procedural clips of ``packs``, of which ``clips`` of each class are rendered first."""
+    """The latents of ``clips`` procedural clips of each class of ``packs``, made where they are missing."""
     share, state = my_share()
-    folder = rendered_clips(cache, clips, packs, first_seed)
     for pack in packs:
-        if (folder / pack).is_dir():
-            encode_shards(folder / pack, cache / "latents" / pack, video, audio, share)
+        render_latents(cache / "latents" / pack, clips, video, audio, first_seed, share, PACKS[pack])
     state.wait_for_everyone()
-    return Shards(cache / "latents" / packs[0] if len(packs) == 1 else cache / "latents")
+    return near(Shards(cache / "latents" / packs[0] if len(packs) == 1 else cache / "latents"))
+
+
+def near(shards: Shards) -> Shards:
+    """``shards`` in the memory of this process's GPU, where half of what is free there holds them."""
+    device = processes().device
+    if device.type != "cuda" or 2 * shards.nbytes > torch.cuda.mem_get_info(device)[0]:
+        return shards
+    return shards.resident(device)
 
 
 @torch.no_grad()

@@ -35,7 +35,7 @@ class Diffusion:
             t: Timesteps, broadcast over the trailing axes.
             given: Like ``t``; where true the latent stays clean.
         """
-        alpha = self.alphas[t].where(~given, torch.ones(()))
+        alpha = self.alphas[t].masked_fill(given, 1)
         alpha = alpha.reshape(*t.shape, *(1,) * (clean.ndim - t.ndim))
         a, s = alpha.sqrt(), (1 - alpha).sqrt()
         target = noise if self.kind == "epsilon" else a * noise - s * clean
@@ -51,8 +51,8 @@ def masked_error(predicted: Tensor, target: Tensor, noised: Tensor, share: float
             that the mean over parts is the error of the whole batch, however the given entries fall.
     """
     weight = noised.expand_as(target).to(target.dtype)
-    count = weight.sum() if share is None else torch.tensor(share, device=weight.device, dtype=weight.dtype)
-    return ((predicted - target).square() * weight).sum() / count.clamp(min=1e-6 if share is not None else 1)
+    count = weight.sum().clamp(min=1) if share is None else max(share, 1e-6)
+    return ((predicted - target).square() * weight).sum() / count
 
 
 def moving_weight(clips: Tensor, most: float) -> Tensor:

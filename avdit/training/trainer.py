@@ -138,6 +138,7 @@ class Trainer:
         )
         self.config, self.loss, self.out, self.sample, self.held_out = config, loss, Path(out), sample, held_out
         self.raw = module.to(self.accelerator.device)
+        torch.backends.cudnn.benchmark = True  # batches are of one size
         if config.gradient_checkpointing:
             checkpoint_blocks(self.raw)
         self.parameters = {n: p for n, p in self.raw.named_parameters() if p.requires_grad}
@@ -172,6 +173,20 @@ class Trainer:
     def mine(self, drawn: Tensor) -> Tensor:
         """This part's rows of what was drawn for the whole batch (global_batch, ...)."""
         return drawn[self.rows.start : self.rows.stop]
+
+    def here(self, drawn: Tensor) -> Tensor:
+        """The same on this process's device, which is not waited for."""
+        return self.mine(drawn).to(self.accelerator.device, non_blocking=True)
+
+    def draws(self) -> list[tuple[torch.Generator, int]]:
+        """Generators for this part's noise, each with the number of rows that it is for.
+
+        A GPU draws all rows at once, so that there the noise depends on how the batch is shared out.
+        """
+        if self.accelerator.device.type != "cuda":
+            return [(generator, 1) for generator in self.generators()]
+        seed = int(np.random.SeedSequence((self.seed, self.rows.start)).generate_state(1)[0])
+        return [(torch.Generator(self.accelerator.device).manual_seed(seed), len(self.rows))]
 
     def generators(self) -> list[torch.Generator]:
         """One for each row of this part, for what is too large to be drawn by every process for all rows."""

@@ -204,7 +204,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     batches = ClipBatches(
         data,
         geometry,
-        Diffusion(scheduler),
+        Diffusion(scheduler, trainer.accelerator.device),
         trainer,
         config["tasks"],
         dropout=0.0,

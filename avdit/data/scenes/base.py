@@ -1,5 +1,6 @@
 """What the scene families share: the clip and event types, seeds, noise and sound building blocks."""
 
+import copy
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -27,7 +28,7 @@ class Event:
 
 @dataclass
 class Clip:
-    """One rendered clip: ``frames`` (F, H, W, 3) float in [0, 1], ``audio`` (samples,) in [-1, 1]."""
+    """One rendered clip: ``frames`` (F, H, W, 3) float in [0, 1], ``audio`` (samples,) in [-1, 1] on the CPU."""
 
     frames: Tensor
     audio: Tensor
@@ -40,6 +41,13 @@ class Dice:
     def __init__(self, seed: int, device: torch.device | str = "cpu") -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.device = torch.device(device)
+
+    @property
+    def sound(self) -> "Dice":
+        """The same dice for sound, which is made on the CPU: its many short parts would keep a GPU waiting."""
+        dice = copy.copy(self)
+        dice.device = torch.device("cpu")
+        return dice
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> float:
         return low + (high - low) * torch.rand((), generator=self.generator).item()
@@ -74,9 +82,9 @@ def frame_times(geometry: ClipGeometry, device: torch.device | str = "cpu") -> T
     return torch.arange(geometry.frames, device=device) / geometry.fps
 
 
-def sample_times(geometry: ClipGeometry, device: torch.device | str = "cpu") -> Tensor:
+def sample_times(geometry: ClipGeometry) -> Tensor:
     """(samples,) seconds."""
-    return torch.arange(geometry.samples, device=device) / geometry.sampling_rate
+    return torch.arange(geometry.samples) / geometry.sampling_rate
 
 
 @functools.lru_cache(256)
@@ -155,8 +163,8 @@ def discs(canvas: Tensor, frame: Tensor, cx: Tensor, cy: Tensor, radius: Tensor)
 
 def filtered_noise(dice: Dice, geometry: ClipGeometry, response: Callable[[Tensor], Tensor]) -> Tensor:
     """White noise (samples,) of unit RMS after ``response``, a gain for each frequency in Hz."""
-    spectrum = torch.fft.rfft(dice.randn(geometry.samples))
-    hertz = torch.fft.rfftfreq(geometry.samples, 1 / geometry.sampling_rate, device=dice.device)
+    spectrum = torch.fft.rfft(dice.sound.randn(geometry.samples))
+    hertz = torch.fft.rfftfreq(geometry.samples, 1 / geometry.sampling_rate)
     noise = torch.fft.irfft(spectrum * response(hertz), n=geometry.samples)
     return noise / noise.square().mean().sqrt().clamp(min=1e-8)
 
@@ -182,9 +190,9 @@ def limit(audio: Tensor, peak: float = 0.9) -> Tensor:
     return peak * torch.tanh(audio / peak)
 
 
-def decay(seconds: float, length: float, sampling_rate: int, device: torch.device | str = "cpu") -> Tensor:
+def decay(seconds: float, length: float, sampling_rate: int) -> Tensor:
     """exp(-t / seconds) over ``length`` seconds, (n,)."""
-    t = torch.arange(int(length * sampling_rate), device=device) / sampling_rate
+    t = torch.arange(int(length * sampling_rate)) / sampling_rate
     return torch.exp(-t / seconds)
 
 

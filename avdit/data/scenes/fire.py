@@ -88,9 +88,9 @@ def _rgb(values: tuple[float, float, float], device: torch.device) -> Tensor:
 def _burst(dice: Dice, geometry: ClipGeometry, seconds: float) -> Tensor:
     """A broadband click (n,) of peak 1 that dies away over ``seconds``."""
     n = max(4, int(seconds * geometry.sampling_rate))
-    noise = dice.randn(n)
+    noise = dice.sound.randn(n)
     noise = noise - 0.5 * torch.roll(noise, 1)
-    sound = noise * torch.exp(-4 * torch.arange(n, device=dice.device) / n)
+    sound = noise * torch.exp(-4 * torch.arange(n) / n)
     return sound / sound.abs().max().clamp(min=1e-6)
 
 
@@ -202,7 +202,7 @@ def fire_crackling(dice: Dice, geometry: ClipGeometry) -> Clip:
         cover = torch.maximum(cover, log)
 
     # Crackles: when, how loud, and the sparks each throws.
-    audio = torch.zeros(geometry.samples, device=device)
+    audio = torch.zeros(geometry.samples)
     events: list[Event] = []
     pops = sorted(dice.uniform(0.02, 0.98) * duration for _ in range(max(2, int(dice.integer(6, 22) * duration / 1.6))))
     flicker = 0.85 + 0.12 * torch.sin(2 * math.pi * dice.uniform(1.5, 3.5) * times + 6.3 * dice.uniform())
@@ -273,7 +273,7 @@ def fire_crackling(dice: Dice, geometry: ClipGeometry) -> Clip:
         plane += smoke
         plane += heat.sub(floor).clamp_(min=0).mul_(gain)
 
-    t = sample_times(geometry, device)
+    t = sample_times(geometry)
     swell = 1 + 0.35 * torch.sin(2 * math.pi * dice.uniform(0.5, 2.5) * t + 6.3 * dice.uniform())
     audio += dice.uniform(0.02, 0.05) * swell * filtered_noise(dice, geometry, band(40, dice.uniform(180, 400)))
     audio += dice.uniform(0.003, 0.009) * filtered_noise(dice, geometry, band(800, 4000))
@@ -423,13 +423,13 @@ def explosion(dice: Dice, geometry: ClipGeometry) -> Clip:
     seconds = geometry.samples / rate
     loud = dice.uniform(0.7, 1.0)
     add_at(audio, _burst(dice, geometry, dice.uniform(0.008, 0.03)) * loud, begin)
-    fall = decay(dice.uniform(0.12, 0.3), seconds, rate, device)
+    fall = decay(dice.uniform(0.12, 0.3), seconds, rate)
     boom = tone(dice.uniform(35, 50) + dice.uniform(60, 90) * fall, rate)
-    add_at(audio, 0.85 * loud * boom * decay(dice.uniform(0.3, 0.5), seconds, rate, device), begin)
+    add_at(audio, 0.85 * loud * boom * decay(dice.uniform(0.3, 0.5), seconds, rate), begin)
     roar = filtered_noise(dice, geometry, band(30, dice.uniform(350, 900)))
-    add_at(audio, 0.4 * loud * roar * decay(dice.uniform(0.4, 0.65), seconds, rate, device), begin)
+    add_at(audio, 0.4 * loud * roar * decay(dice.uniform(0.4, 0.65), seconds, rate), begin)
     hiss = filtered_noise(dice, geometry, band(300, 6000))
-    add_at(audio, 0.35 * loud * hiss * decay(dice.uniform(0.08, 0.2), seconds, rate, device), begin)
+    add_at(audio, 0.35 * loud * hiss * decay(dice.uniform(0.08, 0.2), seconds, rate), begin)
     for _ in range(dice.integer(6, 18)):
         tick = _burst(dice, geometry, dice.uniform(0.002, 0.01)) * dice.uniform(0.02, 0.14)
         add_at(audio, tick, begin + int(dice.uniform(0.25, 1.1) * rate))

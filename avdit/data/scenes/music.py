@@ -134,9 +134,9 @@ def note(root: float, semitones: float) -> float:
     return root * 2 ** (semitones / 12)
 
 
-def harmonics(hertz: float, seconds: float, rate: int, weights: list[float], device: torch.device) -> Tensor:
+def harmonics(hertz: float, seconds: float, rate: int, weights: list[float]) -> Tensor:
     """A tone (n,) of ``hertz`` whose partials have ``weights``, none above the Nyquist frequency."""
-    t = torch.arange(int(seconds * rate), device=device) / rate
+    t = torch.arange(int(seconds * rate)) / rate
     parts = [
         w * torch.sin(2 * math.pi * hertz * (k + 1) * t) for k, w in enumerate(weights) if hertz * (k + 1) < rate / 2
     ]
@@ -147,15 +147,15 @@ def noise_burst(dice: Dice, seconds: float, fall: float, low: float, high: float
     """Noise (n,) between ``low`` and ``high`` Hz that dies with the time constant ``fall``."""
     count = int(seconds * rate)
     spectrum = torch.fft.rfft(dice.randn(count))
-    hertz = torch.fft.rfftfreq(count, 1 / rate, device=dice.device)
+    hertz = torch.fft.rfftfreq(count, 1 / rate)
     noise = torch.fft.irfft(spectrum * band(low, high)(hertz), n=count)
-    return noise / noise.square().mean().sqrt().clamp(min=1e-8) * decay(fall, seconds, rate, dice.device)[:count]
+    return noise / noise.square().mean().sqrt().clamp(min=1e-8) * decay(fall, seconds, rate)[:count]
 
 
 def kick_drum(dice: Dice, rate: int) -> Tensor:
     """A sine that falls to the bottom, with a click."""
-    fall = decay(0.035, 0.3, rate, dice.device)
-    body = tone(46 + dice.uniform(90, 150) * fall, rate) * decay(0.11, 0.3, rate, dice.device)
+    fall = decay(0.035, 0.3, rate)
+    body = tone(46 + dice.uniform(90, 150) * fall, rate) * decay(0.11, 0.3, rate)
     body[: int(0.004 * rate)] += 0.4
     return body
 
@@ -163,19 +163,19 @@ def kick_drum(dice: Dice, rate: int) -> Tensor:
 def snare_drum(dice: Dice, rate: int, clap: bool) -> Tensor:
     """Noise over a drum's tone; a clap is several bursts of noise."""
     if clap:
-        out = torch.zeros(int(0.22 * rate), device=dice.device)
+        out = torch.zeros(int(0.22 * rate))
         for delay in (0.0, 0.011, 0.022):
             add_at(out, 0.35 * noise_burst(dice, 0.15, 0.035 if delay else 0.01, 900, 5000, rate), int(delay * rate))
         return out
     noise = 0.35 * noise_burst(dice, 0.2, 0.06, 1200, 7500, rate)
-    return noise + 0.5 * harmonics(185, 0.2, rate, [1, 0.4], dice.device) * decay(0.045, 0.2, rate, dice.device)
+    return noise + 0.5 * harmonics(185, 0.2, rate, [1, 0.4]) * decay(0.045, 0.2, rate)
 
 
 def bass_note(dice: Dice, hertz: float, seconds: float, rate: int, voice: str) -> Tensor:
     """A round bass for hip-hop and krump, a bright one for the rest."""
     weights = [1, 0.15, 0.05] if voice in ("piano", "brass") else [1, 0.6, 0.4, 0.25, 0.15]
-    sound = harmonics(hertz, seconds, rate, weights, dice.device)
-    return sound * decay(seconds * 0.6, seconds, rate, dice.device)[: len(sound)]
+    sound = harmonics(hertz, seconds, rate, weights)
+    return sound * decay(seconds * 0.6, seconds, rate)[: len(sound)]
 
 
 def chord(dice: Dice, notes: list[float], seconds: float, rate: int, voice: str) -> Tensor:
@@ -189,10 +189,10 @@ def chord(dice: Dice, notes: list[float], seconds: float, rate: int, voice: str)
         "pluck": ([1, 0.7, 0.5, 0.4, 0.3, 0.2], 0.06, 0.001),
     }
     weights, fall, attack = shapes[voice]
-    sound = torch.stack([harmonics(hertz, seconds, rate, weights, dice.device) for hertz in notes]).mean(0)
-    rise = (torch.arange(len(sound), device=dice.device) / (attack * rate)).clamp(max=1)
-    end = (torch.arange(len(sound), 0, -1, device=dice.device) / (0.01 * rate)).clamp(max=1)
-    return sound * decay(fall, seconds, rate, dice.device)[: len(sound)] * rise * end
+    sound = torch.stack([harmonics(hertz, seconds, rate, weights) for hertz in notes]).mean(0)
+    rise = (torch.arange(len(sound)) / (attack * rate)).clamp(max=1)
+    end = (torch.arange(len(sound), 0, -1) / (0.01 * rate)).clamp(max=1)
+    return sound * decay(fall, seconds, rate)[: len(sound)] * rise * end
 
 
 def play(dice: Dice, geometry: ClipGeometry, genre: str) -> tuple[Tensor, list[float], float]:
@@ -200,13 +200,13 @@ def play(dice: Dice, geometry: ClipGeometry, genre: str) -> tuple[Tensor, list[f
 
     The clip starts somewhere in the bar, so beats fall anywhere in it; the first may lie before its start.
     """
-    groove, rate = GROOVES[genre], geometry.sampling_rate
+    groove, rate, dice = GROOVES[genre], geometry.sampling_rate, dice.sound
     beat = 60 / dice.uniform(*groove.tempo)
     step, start = beat / 4, -dice.uniform(0, 4) * beat
     length = geometry.samples / rate
     root = note(55, dice.integer(-3, 6))
     scale = [0, 3, 7, 10] if groove.minor else [0, 4, 7, 9]
-    audio = torch.zeros(geometry.samples, device=dice.device)
+    audio = torch.zeros(geometry.samples)
     kick = kick_drum(dice, rate)
     snare = snare_drum(dice, rate, groove.backbeat == "clap")
     open_hat = groove.hat.startswith("..x.")  # the offbeat hats of disco and house ring
