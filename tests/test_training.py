@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from avdit.data import latents
 from avdit.data.latents import RandomShards, Shards, write_shard
 from avdit.data.scenes import CLASSES, HELD_OUT, PACKS, render_clip
 from avdit.geometry import ClipGeometry
@@ -105,12 +106,12 @@ def test_rendered_clips_that_training_is_checked_on_are_held_out(tmp_path, monke
     seed = int(path.stem.removeprefix("clips-"))
     assert seed >= HELD_OUT
     with safe_open(path, "pt") as file:
-        latents, labels = file.get_tensor("video"), file.get_tensor("label")
+        pictures, labels = file.get_tensor("video"), file.get_tensor("label")
     assert torch.equal(labels, torch.arange(9))
     codec = VideoCodec.from_pretrained("checkpoints/avdit-xs/video_codec").eval()
     with torch.no_grad():
         frames = (render_clip("thunder", seed).frames * 255).round() / 127.5 - 1
-        torch.testing.assert_close(latents[5].float(), codec.encode(frames.movedim(-1, 1)[None])[0], atol=2e-2, rtol=0)
+        torch.testing.assert_close(pictures[5].float(), codec.encode(frames.movedim(-1, 1)[None])[0], atol=2e-2, rtol=0)
     assert len(Shards(tmp_path / "held-out" / "latents")) == len(Shards(tmp_path / "latents")) == 9
 
 
@@ -239,6 +240,18 @@ def test_shards_give_the_same_from_memory_as_from_their_files(tmp_path):
         assert torch.equal(one.get("label", items), two.get("label", items))
         assert torch.equal(one.get("video", items), two.get("video", items))
         assert torch.equal(one.get("video", items, frames), two.get("video", items, frames))
+
+
+def test_many_clips_are_rendered_by_several_processes_as_by_one(tmp_path, monkeypatch):
+    latents.render_shards(tmp_path / "one", 1, 7)
+    monkeypatch.setattr(latents, "POOLED", 1)
+    monkeypatch.setattr(latents, "usable_cores", lambda: 2)
+    latents.render_shards(tmp_path / "two", 1, 7)
+    one, two = Shards(tmp_path / "one"), Shards(tmp_path / "two")
+    items = torch.arange(9)
+    assert torch.equal(one.get("label", items), items)
+    for key in ("frames", "audio", "label"):
+        assert torch.equal(one.get(key, items), two.get(key, items))
 
 
 def test_velocity_agrees_with_the_scheduler():

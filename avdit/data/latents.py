@@ -1,10 +1,14 @@
 """Shards of rendered clips and of their latents, written once and mapped; loaded whole where a GPU has the memory."""
 
+import contextlib
 import copy
+import functools
+import multiprocessing
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -13,10 +17,14 @@ from tqdm import tqdm
 
 from avdit.data.scenes import ALL_CLASSES, CLASSES, render_clip
 from avdit.geometry import ClipGeometry
+from avdit.machine import usable_cores
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.video_codec import VideoCodec
 
 SHARD = 9  # rounds over the classes a shard
+POOLED = 256  # clips from which on the start of further processes pays off
+
+Rendered = tuple[np.ndarray, np.ndarray]  # frames (F, H, W, 3) in 8 bits, and sound (samples,)
 
 
 def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
@@ -25,6 +33,45 @@ def write_shard(path: Path, tensors: dict[str, Tensor]) -> None:
     part = path.with_suffix(".part")
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, part)  # codecs work channels last
     os.replace(part, path)
+
+
+def render_task(task: tuple[int, int], geometry: ClipGeometry | None) -> Rendered:
+    """One clip, of (label, seed), as a shard keeps it."""
+    clip = render_clip(*task, geometry)
+    return (clip.frames * 255).round().to(torch.uint8).numpy(), clip.audio.numpy()
+
+
+@contextlib.contextmanager
+def renderers(clips: int, geometry: ClipGeometry | None = None, share: int = 1) -> Iterator[Callable[..., Iterator]]:
+    """What renders a list of (label, seed) in order, in processes of its own where ``clips`` in all are many.
+
+    Scenes are many small operations, which fill the cores of a machine sooner than its GPU.
+
+    Args:
+        share: As many processes as this share the machine's cores.
+    """
+    task, count = functools.partial(render_task, geometry=geometry), usable_cores() // share
+    if count < 2 or clips < POOLED:
+        yield lambda tasks: map(task, tasks)
+        return
+    with multiprocessing.get_context("spawn").Pool(count, torch.set_num_threads, (1,)) as pool:
+        yield lambda tasks: pool.imap(task, tasks)
+
+
+def missing_shards(
+    out: Path, clips: int, first_seed: int, share: slice, classes: Sequence[str]
+) -> list[tuple[Path, list[tuple[int, int]]]]:
+    """Of the shards that are this process's ``share``, those that are not there yet, with (label, seed) of their clips.
+
+    Labels are the places of the classes in ``ALL_CLASSES``.
+    """
+    labels, found = [ALL_CLASSES.index(name) for name in classes], []
+    for start in range(first_seed, first_seed + clips, SHARD)[share]:
+        path = Path(out) / f"clips-{start:08d}.safetensors"
+        if not path.exists():
+            seeds = range(start, min(start + SHARD, first_seed + clips))
+            found.append((path, [(label, seed) for seed in seeds for label in labels]))
+    return found
 
 
 def render_shards(
@@ -37,23 +84,16 @@ def render_shards(
 ) -> None:
     """Render ``clips`` clips of every class into shards of ``frames`` (n, F, H, W, 3) uint8, ``audio``, ``label``.
 
-    Labels are the places of the classes in ``ALL_CLASSES``. Shards that are there already are kept, so that an
-    interrupted run goes on where it stopped. ``share`` picks the shards that this process makes.
+    Shards that are there already are kept, so that an interrupted run goes on where it stopped. ``share`` picks the
+    shards that this process makes.
     """
-    labels = [ALL_CLASSES.index(name) for name in classes]
-    starts = range(first_seed, first_seed + clips, SHARD)[share]
-    for start in tqdm(starts, desc="rendering shards", mininterval=10):
-        path = Path(out) / f"clips-{start:08d}.safetensors"
-        if path.exists():
-            continue
-        seeds = range(start, min(start + SHARD, first_seed + clips))
-        rendered = [(label, render_clip(label, seed, geometry)) for seed in seeds for label in labels]
-        frames = torch.stack([(clip.frames * 255).round().to(torch.uint8) for _, clip in rendered])
-        audio = torch.stack([clip.audio for _, clip in rendered]).float()
-        write_shard(path, {"frames": frames, "audio": audio, "label": torch.tensor([i for i, _ in rendered])})
+    shards = missing_shards(out, clips, first_seed, share, classes)
+    with renderers(sum(len(tasks) for _, tasks in shards), geometry, share.step or 1) as render:
+        for path, tasks in tqdm(shards, desc="rendering shards", mininterval=10):
+            frames, audio = (torch.from_numpy(np.stack(part)) for part in zip(*render(tasks), strict=True))
+            write_shard(path, {"frames": frames, "audio": audio, "label": torch.tensor([label for label, _ in tasks])})
 
 
-@torch.no_grad()
 def render_latents(
     out: Path,
     clips: int,
@@ -62,49 +102,38 @@ def render_latents(
     first_seed: int = 0,
     share: slice = slice(None),
     classes: Sequence[str] = CLASSES,
-    device: torch.device | str | None = None,
 ) -> None:
     """Render clips as :func:`render_shards` does and keep only their latents, as :func:`encode_shards` makes them.
 
-    Frames take twenty times the room of their latents. Shards that are there already are kept.
-
-    Args:
-        device: Where the pictures are drawn; where the video codec is by default.
+    Frames take twenty times the room of their latents.
     """
-    labels = [ALL_CLASSES.index(name) for name in classes]
-    starts = range(first_seed, first_seed + clips, SHARD)[share]
-    for start in tqdm(starts, desc="rendering latents", mininterval=10):
-        path = Path(out) / f"clips-{start:08d}.safetensors"
-        if path.exists():
-            continue
-        rows: dict[str, list[Tensor]] = {"video": [], "audio": []}
-        seeds = range(start, min(start + SHARD, first_seed + clips))
-        for seed in seeds:
-            for label in labels:
-                clip = render_clip(label, seed, device=device or video.device)
-                frames = (clip.frames.to(video.device) * 255).round() / 127.5 - 1  # as 8 bits have them
-                rows["video"].append(video.encode(frames.movedim(-1, 1)[None])[0].float().cpu())
-                rows["audio"].append(audio.encode(clip.audio[None].to(audio.device))[0].float().cpu())
-        tensors = {name: torch.stack(values).half() for name, values in rows.items()}
-        write_shard(path, {**tensors, "label": torch.tensor(labels * len(seeds))})
+    shards = missing_shards(out, clips, first_seed, share, classes)
+    with renderers(sum(len(tasks) for _, tasks in shards), share=share.step or 1) as render:
+        for path, tasks in tqdm(shards, desc="rendering latents", mininterval=10):
+            write_latents(path, render(tasks), torch.tensor([label for label, _ in tasks]), video, audio)
+
+
+@torch.no_grad()
+def write_latents(path: Path, clips: Iterable[Rendered], labels: Tensor, video: VideoCodec, audio: AudioCodec) -> None:
+    """Encode ``clips`` into a shard of ``video`` (n, F, C, h, w) and ``audio`` (n, C, T, f) float16 latents."""
+    pictures, sounds = [], []
+    for frames, sound in clips:
+        x = torch.from_numpy(frames).to(video.device).permute(0, 3, 1, 2)[None] / 127.5 - 1
+        # Halved once all are joined: on a CPU autocast joins no 16-bit floats of this kind.
+        pictures.append(video.encode(x).float().cpu())
+        sounds.append(audio.encode(torch.from_numpy(sound).to(audio.device)[None]).float().cpu())
+    write_shard(path, {"video": torch.cat(pictures).half(), "audio": torch.cat(sounds).half(), "label": labels})
 
 
 def encode_shards(source: Path, out: Path, video: VideoCodec, audio: AudioCodec, share: slice = slice(None)) -> None:
-    """Encode every shard of ``source`` into ``video`` (n, F, C, h, w) and ``audio`` (n, C, T, f) float16 latents."""
-    paths = sorted(Path(source).glob("clips-*.safetensors"))[share]
-    for path in tqdm(paths, desc="encoding shards", mininterval=10):
-        target = Path(out) / path.name
-        if target.exists():
+    """Encode every shard of ``source``, as :func:`write_latents` does."""
+    for path in tqdm(sorted(Path(source).glob("clips-*.safetensors"))[share], desc="encoding shards", mininterval=10):
+        if (Path(out) / path.name).exists():
             continue
-        with safe_open(path, "pt") as file, torch.no_grad():
-            pictures, latents = file.get_slice("frames"), []
-            for i in range(pictures.get_shape()[0]):
-                frames = pictures[i : i + 1].to(video.device).permute(0, 1, 4, 2, 3) / 127.5 - 1
-                # Halved once all are joined: on a CPU autocast joins no 16-bit floats of this kind.
-                latents.append(video.encode(frames).float().cpu())
-            sound = audio.encode(file.get_tensor("audio").to(audio.device)).half().cpu()
-            label = file.get_tensor("label")
-        write_shard(target, {"video": torch.cat(latents).half(), "audio": sound, "label": label})
+        with safe_open(path, "pt") as file:
+            pictures, sounds, labels = file.get_slice("frames"), file.get_tensor("audio"), file.get_tensor("label")
+            clips = ((pictures[i : i + 1][0].numpy(), sound.numpy()) for i, sound in enumerate(sounds))
+            write_latents(Path(out) / path.name, clips, labels, video, audio)
 
 
 class Shards:

@@ -4,7 +4,8 @@ A stage supplies ``loss(step) -> dict`` whose batch depends on the step alone (i
 seeded with the step), so that a run which is killed and resumed sees the same data as one that is not.
 
 Every process draws the choices of the *whole* batch (``Trainer.global_batch``) and works on its own rows
-(``Trainer.mine``). So the weights do not depend on how many processes and accumulated parts shared the work.
+(``Trainer.mine``). So the weights do not depend on how many processes and accumulated parts shared the work; on GPUs
+they do by their noise (``Trainer.draws``).
 """
 
 import contextlib

@@ -1,0 +1,133 @@
+"""All stages one after the other, from the codecs to the turbo adapters, each from where a pipeline stands.
+
+    python -m avdit train recipe --config recipe.json --out runs/recipe
+
+A stage's settings stand under its name:
+``{"codecs": {"video": {"minutes": 5}}, "backbone": {"train": {"minutes": 5}}}``.
+What a stage made is kept in ``out``, and a stage whose result is there is not trained again, so that a run that was
+cut off goes on with ``--resume``. The result is a pipeline folder with all packs, ``out``/pipeline.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from avdit.data.scenes import ALL_CLASSES, PACKS
+from avdit.models.audio_codec import AudioCodec
+from avdit.models.avdit import AVDiT
+from avdit.models.dit import DiT
+from avdit.models.video_codec import VideoCodec
+from avdit.packs import Pack
+from avdit.pipeline import AVDiTPipeline
+from avdit.training import adapters, backbone, codecs, turbo
+
+DEFAULTS: dict[str, Any] = {
+    "start": "checkpoints/avdit-xs",  # pipeline folder that every stage goes on from
+    "clips": 160,  # rendered clips a class
+    "codecs": {"clips": 60, "parts": ["video"], "crop": 256, "squared": 8.0},
+    "backbone": {},
+    # What is rare in a clip, and what moves in it, counts for more.
+    "landscape": {"class_repeats": {"explosion": 2, "splashing water": 2}},
+    "dance": {"moving_weight": 3.0},
+    "landscape-turbo": {"class_repeats": {"explosion": 2, "splashing water": 2}},
+    "dance-turbo": {"moving_weight": 3.0},
+}
+CLASS_TABLE = "class_embedder.embedding_table.weight"
+Stage = Callable[[dict[str, Any], Path, bool], Any]
+
+
+def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> None:
+    """Train all stages into ``out`` and put the pipeline together.
+
+    Raises:
+        ValueError: for a stage that does not exist, a start that is no pipeline of all packs, or a dry run, which only
+            single stages have.
+    """
+    for name in config.keys() - DEFAULTS.keys() - {"cache"}:
+        raise ValueError(f"unknown stage {name!r} of the recipe: choose from {', '.join(DEFAULTS)}")
+    if dry_run:
+        raise ValueError("a recipe has no dry run: try its stages one by one")
+    settings = {**DEFAULTS, **config}
+    stages = {name: {**value, **settings[name]} for name, value in DEFAULTS.items() if isinstance(value, dict)}
+    out, start = Path(out), Path(settings["start"])
+    if not (start / "model_index.json").is_file():
+        raise ValueError(f"start {start} is not a pipeline folder: it has no model_index.json")
+    pipe = AVDiTPipeline.from_pretrained(start)
+    if pipe.packs != {name: list(classes) for name, classes in PACKS.items()}:
+        raise ValueError(f"start {start} must have the packs {' and '.join(PACKS)}: it has {', '.join(pipe.packs)}")
+    shared = {"clips": settings["clips"], "cache": config.get("cache", str(out / "cache"))}
+
+    def stage(name: str, run: Stage, made: str, given: dict[str, Any]) -> Path:
+        """The folder of what a stage makes, which it does where that is not there yet."""
+        folder = out / name / made
+        if not folder.is_dir():
+            run({**shared, **stages[name], **given}, out / name, resume)
+        return folder
+
+    parts = {f"{part}_from": str(start / f"{part}_codec") for part in ("video", "audio")}
+    stage("codecs", codecs.run, f"{stages['codecs']['parts'][-1]}_codec", parts)
+    for part in ("video", "audio"):  # that which did not train stays as it is
+        if not (out / "codecs" / f"{part}_codec").is_dir():
+            shutil.copytree(start / f"{part}_codec", out / "codecs" / f"{part}_codec")
+    known = out / "backbone" / "start"
+    if not known.is_dir():
+        pipe.transformer.backbone.save_pretrained(known)
+    trained = stage("backbone", backbone.run, "backbone", {"codecs": str(out / "codecs"), "start": str(known)})
+    first = {name: {key: value.float().clone() for key, value in pack_state(pipe, name).items()} for name in PACKS}
+    for name in PACKS:
+        base = out / name / "start"
+        moved_base(pipe, name, DiT.from_pretrained(trained), out / "codecs", base)
+        stage(name, adapters.run, "pipeline", {"pipeline": str(base), "pack": name})
+    for name in PACKS:
+        student = out / f"{name}-turbo" / "start"
+        with_offset(pipe, first, Pack.load(out / name / "pack")).save(student)
+        given = {"pipeline": str(out / name / "pipeline"), "student": str(student), "pack": name}
+        stage(f"{name}-turbo", turbo.run, "pack", given)
+    default, *others = PACKS
+    result = AVDiTPipeline.from_pretrained(out / default / "pipeline", torch_dtype=torch.bfloat16)
+    for name in (*others, *(f"{name}-turbo" for name in PACKS)):
+        result.add_pack(name, Pack.load(out / name / "pack"))
+    result.save_pretrained(out / "pipeline", max_shard_size="5GB")
+
+
+def pack_state(pipe: AVDiTPipeline, name: str) -> dict[str, Tensor]:
+    """The adapters of pack ``name`` of ``pipe``, which takes it up."""
+    pipe.use_pack(name)
+    return pipe.transformer.adapter_state_dict()
+
+
+def moved_base(pipe: AVDiTPipeline, name: str, trained: DiT, codecs: Path, out: Path) -> None:
+    """Save pack ``name`` on another backbone and other codecs; its classes move as far as the backbone's did."""
+    pipe.use_pack(name)
+    model = AVDiT.from_config(pipe.transformer.config)
+    model.load_state_dict(pipe.transformer.state_dict())
+    rows = [*(ALL_CLASSES.index(label) for label in PACKS[name]), len(ALL_CLASSES)]
+    new, old = (dit.y_embedder.embedding_table.weight[rows] for dit in (trained, model.backbone))
+    with torch.no_grad():
+        model.class_embedder.embedding_table.weight += new - old
+    model.backbone.load_state_dict(trained.state_dict())
+    video, audio = (
+        VideoCodec.from_pretrained(codecs / "video_codec"),
+        AudioCodec.from_pretrained(codecs / "audio_codec"),
+    )
+    AVDiTPipeline(model, video, audio, pipe.scheduler, list(PACKS[name]), name).save_pretrained(out)
+
+
+def with_offset(pipe: AVDiTPipeline, first: dict[str, dict[str, Tensor]], new: Pack) -> Pack:
+    """What a student begins with: ``new`` adapters and what distillation had added to those that they began as.
+
+    Where the pipeline has no turbo adapters for their classes, those of its first pack's tell.
+    """
+    name = next(name for name, classes in pipe.packs.items() if classes == new.classes)
+    source = name if pipe.turbo_pack(name) else next(iter(pipe.packs))
+    turbo = pipe.turbo_pack(source)
+    if turbo is None:
+        return new
+    distilled = pack_state(pipe, turbo)
+    added = {key: distilled[key].float() - value for key, value in first[source].items() if key != CLASS_TABLE}
+    state = {key: value.float() + added.get(key, 0) for key, value in new.state.items()}
+    return Pack(new.classes, state, pipe.turbo_steps(PACKS[source][0]))

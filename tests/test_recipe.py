@@ -1,0 +1,52 @@
+"""The recipe: every stage goes on from the one before, and what comes out is a pipeline of all packs."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from avdit.data.scenes import PACKS
+from avdit.pipeline import AVDiTPipeline
+from avdit.training import recipe
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def test_a_recipe_makes_a_pipeline_of_all_packs_and_trains_nothing_twice(tmp_path):
+    short = {"steps": 1, "batch_size": 1, "sample_every": 0, "warmup_steps": 1}
+    config = {"clips": 1, "codecs": {"clips": 1, "parts": ["video"], "crop": 64, "perceptual": 0, "video": short}}
+    config |= {name: {"train": short} for name in recipe.DEFAULTS if name not in ("start", "clips", "codecs")}
+    recipe.run(config, tmp_path)
+    pipe = AVDiTPipeline.from_pretrained(tmp_path / "pipeline")
+    assert pipe.packs == {name: list(classes) for name, classes in PACKS.items()}
+    assert pipe.turbo_steps("thunder") == pipe.turbo_steps("break") == 4
+    made = pipe("krump", turbo=True, generator=torch.Generator().manual_seed(0), output_type="latent")
+    assert made.frames.isfinite().all()
+
+    # The packs stand on the backbone that the recipe trained, and decode with its codec.
+    backbone = load_file(tmp_path / "backbone" / "backbone" / WEIGHTS)
+    folders = (str(tmp_path / "pipeline"), recipe.DEFAULTS["start"])
+    joint, shipped = (load_file(f"{folder}/transformer/{WEIGHTS}") for folder in folders)
+    name = "blocks.0.attn.qkv.weight"
+    assert torch.equal(joint[f"backbone.{name}"], backbone[name])
+    assert not torch.equal(backbone[name], shipped[f"backbone.{name}"])
+    codecs = [tmp_path / part / "video_codec" / WEIGHTS for part in ("codecs", "pipeline")]
+    assert codecs[0].read_bytes() == codecs[1].read_bytes()
+
+    written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/log.jsonl")}
+    weights = (tmp_path / "dance" / "pack" / "adapters.safetensors").stat().st_mtime_ns
+    recipe.run(config, tmp_path, resume=True)
+    assert written == {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/log.jsonl")}
+    assert weights == (tmp_path / "dance" / "pack" / "adapters.safetensors").stat().st_mtime_ns
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"backbones": {}}, "unknown stage 'backbones' of the recipe"),
+        ({"start": "nowhere"}, "start nowhere is not a pipeline folder"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_told_in_a_sentence(tmp_path, config, message):
+    with pytest.raises(ValueError, match=message):
+        recipe.run(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
