@@ -269,8 +269,8 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
     pulse = torch.exp(-since / 0.15)
     joints = skeleton(values, 0.01 + style.bounce * torch.cos(math.pi * (since / beat).clamp(max=1)).clamp(min=0))
 
-    floor, size = dice.uniform(0.68, 0.76), dice.uniform(0.52, 0.64)
-    stand = floor + dice.uniform(0.1, 0.16)
+    floor, size = dice.uniform(0.7, 0.75), dice.uniform(0.66, 0.76)
+    stand = floor + dice.uniform(0.14, 0.19)
     sway = dice.uniform(0.0, 0.05) * torch.sin(2 * math.pi * times / (4 * beat) + dice.uniform(0, 6.3))
     centre = dice.uniform(0.42, 0.58) + sway
     place = dice.choice(style.places)
@@ -339,23 +339,23 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
     wide = 0.75 + 0.25 * style.loose
     order = ("left", "right") if side > 0 else ("right", "left")
     for which in order:
-        draw(f"{which}_hip", f"{which}_knee", 0.052 * wide, 0.04 * style.loose, trousers)
-        draw(f"{which}_knee", f"{which}_foot", 0.038 * style.loose, 0.03 * style.loose, trousers)
+        draw(f"{which}_hip", f"{which}_knee", 0.06 * wide, 0.047 * style.loose, trousers)
+        draw(f"{which}_knee", f"{which}_foot", 0.045 * style.loose, 0.036 * style.loose, trousers)
         at["toe"] = at[f"{which}_foot"] + size * torch.tensor(
             [0.03 if which == "right" else -0.03, 0.008], device=dice.device
         )
-        draw(f"{which}_foot", "toe", 0.028, 0.026, shoes)
+        draw(f"{which}_foot", "toe", 0.034, 0.031, shoes)
     far, near = order
 
     def arm(which: str) -> None:
-        draw(f"{which}_shoulder", f"{which}_elbow", 0.036 * wide, 0.032 * wide, top)
-        draw(f"{which}_elbow", f"{which}_hand", 0.026, 0.024, skin)
+        draw(f"{which}_shoulder", f"{which}_elbow", 0.045 * wide, 0.039 * wide, top)
+        draw(f"{which}_elbow", f"{which}_hand", 0.034, 0.031, skin)
 
     arm(far)
-    draw("left_hip", "right_hip", 0.052 * wide, 0.052 * wide, trousers)
-    draw("pelvis", "chest", 0.06 * wide, 0.085 * wide, top)
-    draw("left_shoulder", "right_shoulder", 0.042 * wide, 0.042 * wide, top)
-    draw("chest", "head", 0.03, 0.03, skin)
+    draw("left_hip", "right_hip", 0.06 * wide, 0.06 * wide, trousers)
+    draw("pelvis", "chest", 0.066 * wide, 0.09 * wide, top)
+    draw("left_shoulder", "right_shoulder", 0.047 * wide, 0.047 * wide, top)
+    draw("chest", "head", 0.034, 0.034, skin)
     at["crown"] = at["head"] + (at["head"] - at["chest"]) * 0.25
     draw("head", "crown", HEAD * 0.86, HEAD * 0.8, skin)
     at["brow"] = at["head"] + (at["head"] - at["chest"]) * 0.5

@@ -125,8 +125,8 @@ def thunder(dice: Dice, geometry: ClipGeometry) -> Clip:
     strikes = [time] + ([time + dice.uniform(0.25, 0.5)] if dice.uniform() < 0.3 else [])
     bolt, cx = torch.zeros(height, width, device=dice.device), dice.uniform(0.2, 0.8)
     reach = int(edge.mean() * height)
-    path = cx + torch.cumsum(dice.randn(reach) * 0.011, 0) + dice.uniform(-0.1, 0.1) * torch.linspace(0, 1, reach)
     rows = torch.arange(reach, device=dice.device)
+    path = cx + torch.cumsum(dice.randn(reach) * 0.011, 0) + dice.uniform(-0.1, 0.1) * rows / max(reach - 1, 1)
     branches = [(path, rows, 1.0)]
     for _ in range(dice.integer(2, 4)):
         origin, length = dice.integer(reach // 8, reach * 2 // 3), dice.integer(25, 70)
@@ -135,14 +135,14 @@ def thunder(dice: Dice, geometry: ClipGeometry) -> Clip:
         branches.append((side, origin + torch.arange(length, device=dice.device), 0.6))
     for line, at, strength in branches:
         inside = at < height
-        near = strength * torch.exp(-((x[:1] - line[inside].unsqueeze(1)) * (width / 1.6)).square())
+        near = strength * torch.exp(-((x[:1] - line[inside].unsqueeze(1)) * (width / 2.4)).square())
         bolt.scatter_reduce_(0, at[inside].unsqueeze(1).expand_as(near), near, "amax")
     glow_shape = torch.exp(-((x - cx) / 0.35).square()) * (1.1 - y)
     times = frame_times(geometry, dice.device)
-    flash, stroke = torch.zeros(frames), torch.zeros(frames)
+    flash, stroke = torch.zeros(2, frames, device=dice.device)
     for moment in strikes:
         age = times - math.floor(moment * geometry.fps) / geometry.fps
-        flash += torch.where(age >= -1e-4, torch.exp(-age.clamp(0) / 0.13), torch.zeros(()))
+        flash += (age >= -1e-4) * torch.exp(-age.clamp(0) / 0.13)
         stroke += ((age >= -1e-4) & (age < 0.15)).float()
     light = flash.clamp(max=1).view(-1, 1, 1)
     violet = colour((0.8, 0.78, 1.0), dice.device)
@@ -218,8 +218,8 @@ def wind_noise(dice: Dice, geometry: ClipGeometry) -> Clip:
     across, level = px - trunk - sway, py - horizon + tall  # from the middle of the crown
     texture = leaf[rows].expand(frames, -1, -1).gather(2, (((px - sway) % 1) * (width - 1)).long())
     # A trunk that is wider at its foot and bears two limbs; light comes from the left.
-    half = 0.016 + 0.02 * (1 - up).square()
-    limbs = (across.abs() - 0.5 * (0.12 - level).clamp(min=0)).abs() < 0.009
+    half = 0.026 + 0.022 * (1 - up).square()
+    limbs = (across.abs() - 0.5 * (0.12 - level).clamp(min=0)).abs() < 0.014
     wood = (across.abs() < half) & (level > 0) & (py < horizon + 0.06) | limbs & (level > -0.06) & (level < 0.12)
     bark = colour((0.26, 0.18, 0.12), dice.device) * (0.8 - 0.3 * (across / half).clamp(-1, 1))
     part.lerp_(bark, wood.float())

@@ -119,7 +119,7 @@ def splashing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
         struck = first / geometry.fps
         cx, cy, power = dice.uniform(0.25, 0.75), dice.uniform(shore + 0.33, 0.88), dice.uniform(0.85, 1.2)
         depth = 0.25 + (cy - shore) / (1 - shore)
-        size = 0.23 * depth * power
+        size = 0.29 * depth * power
         since = (times[first:] - struck).clamp(min=0).view(-1, 1, 1)
         across, up = x[:1] - cx, cy - y[:, :1]
         away = ((across / scale).square() + (up[lake] * 2.4 / scale).square()).sqrt()
@@ -136,12 +136,12 @@ def splashing_water(dice: Dice, geometry: ClipGeometry) -> Clip:
         # The jet that shoots up where the hole in the water closes.
         age, columns = since[: math.ceil(JET_SECONDS * geometry.fps)], window(cx - 0.2 * size, cx + 0.2 * size, width)
         rise = size * 1.5 * torch.sin(math.pi * ((age + 0.06) / 0.8).clamp(0, 1))
-        thick = size * 0.13 * (1.25 - (over / rise.clamp(min=1e-3)).clamp(0, 1))
+        thick = size * 0.15 * (1.25 - (over / rise.clamp(min=1e-3)).clamp(0, 1))
         jet = ((thick - across[:, columns].abs()) * width / 2).clamp(0, 1) * ((rise - over) * height / 3).clamp(0, 1)
         brighten(white, (slice(first, first + len(age)), rows, columns), 0.9 * jet * (over > 0))
         count = 64
         angle, lift = dice.rand(count) * 2 * math.pi, 0.9 + 1.1 * dice.rand(count)
-        reach, drop = 0.15 + 0.6 * dice.rand(count), (0.003 + 0.011 * dice.rand(count).square()) * (0.5 + depth)
+        reach, drop = 0.15 + 0.6 * dice.rand(count), (0.004 + 0.013 * dice.rand(count).square()) * (0.5 + depth)
         a = (times - struck + 0.05).unsqueeze(1)
         px = cx + torch.cos(angle) * reach * a * depth
         py = cy + (torch.sin(angle) * reach * 0.3 * a - (lift * power * a - 2.8 * a * a)) * depth
@@ -257,8 +257,8 @@ def underwater_bubbling(dice: Dice, geometry: ClipGeometry) -> Clip:
     audio = filtered_noise(dice, geometry, band(60, 320)) * 0.06
     sources = [dice.uniform(0.15, 0.85) for _ in range(dice.integer(1, 3))]
     events = []
-    for _ in range(dice.integer(14, 26)):
-        radius = 0.014 * 5.5 ** dice.uniform()  # few are large
+    for _ in range(dice.integer(11, 19)):
+        radius = 0.026 * 3.2 ** dice.uniform()  # few are large
         cx = dice.choice(sources) + dice.uniform(-0.14, 0.14)
         born, speed = dice.uniform(-1.8, geometry.seconds), 0.3 + 3 * radius + dice.uniform(0, 0.15)
         sway, pace, phase = dice.uniform(0.004, 0.02), dice.uniform(4, 9), dice.uniform(0, 6.28)
@@ -299,7 +299,7 @@ def bubbles(
         return ((dx / wide).square() + (dy * wide).square()).sqrt()
 
     def rim(dx: Tensor, dy: Tensor) -> Tensor:
-        line = torch.exp(-((away(dx, dy) - r) / (1.0 + 0.05 * r)).square()) * 0.85
+        line = torch.exp(-((away(dx, dy) - r) / (1.5 + 0.06 * r)).square()) * 0.9
         spot = torch.exp(-((dx + 0.4 * r).square() + (dy + 0.4 * r).square()) / (0.2 * r + 0.6) ** 2)
         return torch.maximum(line, spot * 0.95)
 
