@@ -250,8 +250,10 @@ def test_many_clips_are_rendered_by_several_processes_as_by_one(tmp_path, monkey
     one, two = Shards(tmp_path / "one"), Shards(tmp_path / "two")
     items = torch.arange(9)
     assert torch.equal(one.get("label", items), items)
-    for key in ("frames", "audio", "label"):
-        assert torch.equal(one.get(key, items), two.get(key, items))
+    assert torch.equal(two.get("label", items), items)
+    # The processes work on one thread each, which sums in another order.
+    torch.testing.assert_close(two.get("audio", items), one.get("audio", items), atol=1e-4, rtol=0)
+    assert (two.get("frames", items).int() - one.get("frames", items).int()).abs().max() <= 1
 
 
 def test_velocity_agrees_with_the_scheduler():
