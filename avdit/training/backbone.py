@@ -87,7 +87,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         clean = clips[torch.arange(len(clips), device=device), frames]
         labels = data.labels(items, dropped)
         shape = clean.shape[1:]
-        noise = torch.cat([torch.randn(n, *shape, generator=g, device=g.device) for g, n in trainer.draws()])
+        noise = torch.cat([torch.randn(n, *shape, generator=g, device=g.device) for g, n in trainer.draws()]).to(device)
         noised, target = diffusion.noised(clean, noise, t, torch.zeros_like(t, dtype=torch.bool))
         error = (module(noised, t, labels.to(device)) - target).square()
         weight = moving_weight(clips, config["moving_weight"])

@@ -141,11 +141,11 @@ class ClipBatches:
         rows = columns.repeat_interleave(patch, 1)
         noise = [draw_noise(geometry, self.shared_noise, g, clips=(n,)) for g, n in trainer.draws()]
         noised_video, video_target = self.diffusion.noised(
-            video, torch.cat([v for v, _ in noise]), t_video, frames & (context == 0)
+            video, torch.cat([v for v, _ in noise]).to(device), t_video, frames & (context == 0)
         )
         noised_sound, sound_target = self.diffusion.noised(
             sound,
-            torch.cat([a for _, a in noise]).transpose(1, 2),
+            torch.cat([a for _, a in noise]).to(device).transpose(1, 2),
             t_audio.repeat_interleave(patch, 1),
             rows & (context == 0),
         )

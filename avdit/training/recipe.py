@@ -24,6 +24,7 @@ from avdit.models.video_codec import VideoCodec
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
 from avdit.training import adapters, backbone, codecs, turbo
+from avdit.training.trainer import processes
 
 DEFAULTS: dict[str, Any] = {
     "start": "checkpoints/avdit-xs",  # pipeline folder that every stage goes on from
@@ -44,13 +45,15 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     """Train all stages into ``out`` and put the pipeline together.
 
     Raises:
-        ValueError: for a stage that does not exist, a start that is no pipeline of all packs, or a dry run, which only
-            single stages have.
+        ValueError: for a stage that does not exist, a start that is no pipeline of all packs, several processes, or a
+            dry run, which only single stages have.
     """
-    for name in config.keys() - DEFAULTS.keys() - {"cache"}:
+    for name in config.keys() - DEFAULTS.keys():
         raise ValueError(f"unknown stage {name!r} of the recipe: choose from {', '.join(DEFAULTS)}")
     if dry_run:
         raise ValueError("a recipe has no dry run: try its stages one by one")
+    if processes().num_processes > 1:
+        raise ValueError("a recipe is for one process: launch its stages one by one on several")
     settings = {**DEFAULTS, **config}
     stages = {name: {**value, **settings[name]} for name, value in DEFAULTS.items() if isinstance(value, dict)}
     out, start = Path(out), Path(settings["start"])
@@ -59,14 +62,15 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     pipe = AVDiTPipeline.from_pretrained(start)
     if pipe.packs != {name: list(classes) for name, classes in PACKS.items()}:
         raise ValueError(f"start {start} must have the packs {' and '.join(PACKS)}: it has {', '.join(pipe.packs)}")
-    shared = {"clips": settings["clips"], "cache": config.get("cache", str(out / "cache"))}
+    shared = {"clips": settings["clips"], "cache": str(out / "cache")}
 
     def stage(name: str, run: Stage, made: str, given: dict[str, Any]) -> Path:
         """The folder of what a stage makes, which it does where that is not there yet."""
-        folder = out / name / made
-        if not folder.is_dir():
+        done = out / name / "done"  # written last: a folder may be there in part
+        if not done.exists():
             run({**shared, **stages[name], **given}, out / name, resume)
-        return folder
+            done.touch()
+        return out / name / made
 
     parts = {f"{part}_from": str(start / f"{part}_codec") for part in ("video", "audio")}
     stage("codecs", codecs.run, f"{stages['codecs']['parts'][-1]}_codec", parts)
@@ -74,8 +78,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         if not (out / "codecs" / f"{part}_codec").is_dir():
             shutil.copytree(start / f"{part}_codec", out / "codecs" / f"{part}_codec")
     known = out / "backbone" / "start"
-    if not known.is_dir():
-        pipe.transformer.backbone.save_pretrained(known)
+    pipe.transformer.backbone.save_pretrained(known)
     trained = stage("backbone", backbone.run, "backbone", {"codecs": str(out / "codecs"), "start": str(known)})
     first = {name: {key: value.float().clone() for key, value in pack_state(pipe, name).items()} for name in PACKS}
     for name in PACKS:
@@ -110,10 +113,8 @@ def moved_base(pipe: AVDiTPipeline, name: str, trained: DiT, codecs: Path, out: 
     with torch.no_grad():
         model.class_embedder.embedding_table.weight += new - old
     model.backbone.load_state_dict(trained.state_dict())
-    video, audio = (
-        VideoCodec.from_pretrained(codecs / "video_codec"),
-        AudioCodec.from_pretrained(codecs / "audio_codec"),
-    )
+    video = VideoCodec.from_pretrained(codecs / "video_codec")
+    audio = AudioCodec.from_pretrained(codecs / "audio_codec")
     AVDiTPipeline(model, video, audio, pipe.scheduler, list(PACKS[name]), name).save_pretrained(out)
 
 
