@@ -37,8 +37,9 @@ def random_transformer() -> AVDiT:
     torch.manual_seed(0)
     shape = {"input_size": 16, "in_channels": 16, "num_classes": len(CLASSES), "learn_sigma": False}
     backbone = DiT(hidden_size=32, depth=2, num_heads=2, **shape)
-    sizes = {"temporal_width": 32, "lora_rank": 4, "interaction_rank": 4, "interaction_pool": 2, "exchange_features": 8}
-    model = AVDiT.from_backbone(backbone, ClipGeometry(), **sizes, shared_noise=0.5)
+    sizes = {"temporal_width": 32, "lora_rank": 4, "interaction_rank": 4, "interaction_pool": 2}
+    parts = {"exchange_features": 8, "anchor_rank": 4, "shared_noise": 0.5}
+    model = AVDiT.from_backbone(backbone, ClipGeometry(), **sizes, **parts)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)
     return model.eval()

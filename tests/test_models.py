@@ -36,7 +36,14 @@ def small_dit(**overrides):
     return randomise(DiT(**{**config, **overrides}))
 
 
-SIZES = {"temporal_width": 32, "lora_rank": 4, "interaction_rank": 4, "interaction_pool": 2, "exchange_features": 8}
+SIZES = {
+    "temporal_width": 32,
+    "lora_rank": 4,
+    "interaction_rank": 4,
+    "interaction_pool": 2,
+    "exchange_features": 8,
+    "anchor_rank": 4,
+}
 
 
 def joint_model(trained=False, **sizes):
@@ -122,7 +129,7 @@ def test_published_size():
 
 @torch.no_grad()
 def test_fresh_adapters_change_nothing():
-    model = joint_model()
+    model = joint_model(anchor_rank=0)
     video, audio, t_video, t_audio, labels = inputs()
     out, sound = model(video, audio, t_video, t_audio, labels)
     image = model.backbone(video.flatten(0, 1), t_video.flatten(), labels.repeat_interleave(GEOMETRY.frames))
@@ -178,6 +185,25 @@ def test_picture_and_sound_hear_each_other(sizes):
 
 
 @torch.no_grad()
+def test_anchors_are_added_and_left_out():
+    without, (video, *rest) = joint_model(trained=True, temporal_width=0, interaction_every=0, anchor_rank=0), inputs()
+    anchored = without.with_anchor(4)
+    assert anchored.config.anchor_rank == 4 and anchored.config.lora_rank == without.config.lora_rank
+    other = video.clone()
+    other[:, 0] += 1
+    changed = (anchored(other, *rest)[0] - anchored(video, *rest)[0]).abs().amax((0, 2, 3, 4))
+    assert (changed > 1e-3).all()  # every frame sees the first one
+    other = video.clone()
+    other[:, 2] += 1
+    changed = (anchored(other, *rest)[0] - anchored(video, *rest)[0]).abs().amax((0, 2, 3, 4))
+    assert changed.nonzero().flatten().tolist() == [2]
+    alone = (False, False)  # as single images frames do not see it
+    assert torch.equal(anchored(video, *rest, *alone)[0], without(video, *rest, *alone)[0])
+    anchored.load_adapter_state_dict(without.adapter_state_dict())  # a pack from before there were anchors
+    torch.testing.assert_close(anchored(video, *rest)[0], without(video, *rest)[0])
+
+
+@torch.no_grad()
 def test_exchange_keeps_the_moment():
     exchange = randomise(TimeExchange(16, 8, frames=16, columns=20, rows=4))
     video, audio = torch.randn(1, 16, 9, 16), torch.randn(1, 80, 16)
@@ -191,7 +217,10 @@ def test_exchange_keeps_the_moment():
     assert set(moved.nonzero().flatten().tolist()) <= {9, 10, 11} and moved.argmax() == 10
 
 
-@pytest.mark.parametrize("left_out", ["temporal_width", "lora_rank", "interaction_every", "exchange_features"])
+LEFT_OUT = ["temporal_width", "lora_rank", "interaction_every", "exchange_features", "anchor_rank"]
+
+
+@pytest.mark.parametrize("left_out", LEFT_OUT)
 def test_parts_can_be_left_out(left_out):
     part, full = joint_model(trained=True, **{left_out: 0}), joint_model()
     assert part.trainable_share < full.trainable_share
@@ -201,7 +230,7 @@ def test_parts_can_be_left_out(left_out):
 
 @torch.no_grad()
 def test_timestep_of_one_frame_changes_that_frame_alone():
-    model, (video, audio, t_video, t_audio, labels) = joint_model(), inputs()
+    model, (video, audio, t_video, t_audio, labels) = joint_model(anchor_rank=0), inputs()
     randomise(model.audio_final)
     out, sound = model(video, audio, t_video, t_audio, labels)
     later = t_video.clone()

@@ -1,4 +1,4 @@
-"""The trainable parts that are inserted into the frozen image transformer. All start as no change."""
+"""The trainable parts that are inserted into the frozen image transformer. All but the anchor start as no change."""
 
 import math
 
@@ -8,6 +8,8 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
 from avdit.models.dit import Attention, attend, sincos_1d
+
+UNHEEDED = -8192.0  # an anchor's bias that no softmax shows; finite, as packs are averaged and subtracted
 
 
 class LoRA(nn.Module):
@@ -26,6 +28,32 @@ class LoRA(nn.Module):
 def lora_for_attention(width: int, rank: int) -> nn.ModuleDict:
     """Updates of the linear layers of ``Attention``."""
     return nn.ModuleDict({"qkv": LoRA(width, 3 * width, rank), "proj": LoRA(width, width, rank)})
+
+
+class Anchor(nn.Module):
+    """The block's own frozen self-attention, in which every frame also sees the clip's first one.
+
+    The image transformer gives both sleeves of a shirt one colour; so it does in two frames that see each other, which
+    temporal attention, along single places, cannot do for what moves (the cross-frame attention of Khachatryan et al.
+    2023, arXiv 2303.13439, and Wu et al. 2022, arXiv 2212.11565). How much each head heeds the first frame is learned;
+    unlike all else here it heeds it from the start.
+    """
+
+    def __init__(self, width: int, heads: int, rank: int) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(heads))
+        self.update = LoRA(width, 2 * width, rank)
+
+    def forward(self, attn: Attention, x: Tensor, frames: int) -> Tensor:
+        """Modulated tokens (B·F, N, D) to what :class:`Attention` makes of them, of the same shape."""
+        qkv, tokens = attn.qkv(x), x.shape[1]
+        first = qkv[::frames, :, x.shape[2] :] + self.update(x[::frames])  # (B, N, 2D)
+        q, k, v = rearrange(qkv, "m n (three heads d) -> three m heads n d", three=3, heads=attn.heads)
+        kv = repeat(first, "b n (two heads d) -> two (b f) heads n d", two=2, heads=attn.heads, f=frames)
+        bias = self.bias.to(q.dtype).repeat_interleave(tokens).view(1, attn.heads, 1, tokens)
+        bias = torch.cat([torch.zeros_like(bias), bias], -1)
+        out = attend(q, torch.cat([k, kv[0]], 2), torch.cat([v, kv[1]], 2), bias)
+        return attn.proj(rearrange(out, "m heads n d -> m n (heads d)"))
 
 
 class TemporalAttention(nn.Module):
@@ -132,9 +160,18 @@ class BlockAdapters(nn.Module):
     """Everything that trains in one block; a width or a rank of 0 leaves that part out."""
 
     def __init__(
-        self, width: int, hidden: int, *, temporal_width: int, rank: int, frames: int, interaction: Interaction | None
+        self,
+        width: int,
+        hidden: int,
+        *,
+        temporal_width: int,
+        rank: int,
+        frames: int,
+        interaction: Interaction | None,
+        anchor: Anchor | None = None,
     ) -> None:
         super().__init__()
+        self.anchor = anchor
         self.temporal = TemporalAttention(width, temporal_width, frames) if temporal_width else None
         self.audio_attention = self.audio_mlp = self.audio_modulation = None
         if rank:

@@ -9,7 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from avdit.geometry import ClipGeometry
-from avdit.models.adapters import BlockAdapters, Interaction
+from avdit.models.adapters import UNHEEDED, Anchor, BlockAdapters, Interaction
 from avdit.models.config import PortableConfig
 from avdit.models.dit import DiT, DiTBlock, FinalLayer, LabelEmbedder, PatchEmbed, modulate, sincos_2d
 
@@ -27,6 +27,7 @@ class AVDiT(ModelMixin, PortableConfig):
         interaction_every: The joint attention sits in every so-manieth block; 0: in none.
         interaction_pool: It sees the picture as means of so many tokens each way.
         exchange_features: Features of the exchange between each frame and the sound of its moment; 0: none.
+        anchor_rank: Rank of the updates of the first frame's keys and values, which every frame sees; 0: none sees it.
         shared_noise: Share of the noise's variance that all frames have in common (see
             :func:`avdit.models.noise.draw_noise`).
 
@@ -48,6 +49,7 @@ class AVDiT(ModelMixin, PortableConfig):
         interaction_every: int = 2,
         interaction_pool: int = 1,
         exchange_features: int = 0,
+        anchor_rank: int = 0,
         shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
@@ -69,9 +71,13 @@ class AVDiT(ModelMixin, PortableConfig):
             options = {"pool": interaction_pool, "exchange": exchange_features}
             return Interaction(width, interaction_rank, clip.frames, columns, rows, **options)
 
+        def anchor() -> Anchor | None:
+            return Anchor(width, shape.num_heads, anchor_rank) if anchor_rank else None
+
         sizes = {"temporal_width": temporal_width, "rank": lora_rank, "frames": clip.frames}
         self.adapters = nn.ModuleList(
-            BlockAdapters(width, hidden, **sizes, interaction=interaction(i)) for i in range(shape.depth)
+            BlockAdapters(width, hidden, **sizes, interaction=interaction(i), anchor=anchor())
+            for i in range(shape.depth)
         )
         self.audio_final = FinalLayer(width, clip.audio_patch[0] * clip.audio_patch[1] * clip.audio_channels)
         nn.init.zeros_(self.audio_final.linear.weight)
@@ -99,6 +105,13 @@ class AVDiT(ModelMixin, PortableConfig):
             model.class_embedder.embedding_table.weight.copy_(rows[[*classes, known]])
         return model
 
+    def with_anchor(self, rank: int) -> "AVDiT":
+        """The same model with a fresh :class:`Anchor` in every block."""
+        shape = {k: v for k, v in self.config.items() if not k.startswith("_")}  # "_" says what defaults stood for
+        model = type(self)(**{**shape, "anchor_rank": rank})
+        model.load_state_dict(self.state_dict(), strict=False)
+        return model
+
     def freeze_backbone(self) -> None:
         """Only the adapters want a gradient; what they replace is frozen with the rest of the backbone."""
         self.backbone.requires_grad_(False)
@@ -124,10 +137,17 @@ class AVDiT(ModelMixin, PortableConfig):
     def load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put another pack on the backbone in memory; its class table may have another length.
 
+        A pack without anchors is one whose frames do not heed the first one.
+
         Raises:
             ValueError: naming the first key that is wrong, missing or of another shape.
         """
         own, table = self.adapter_state_dict(), "class_embedder.embedding_table.weight"
+        if not any(".anchor." in name for name in state):
+            unheeded = {
+                k: torch.full_like(v, UNHEEDED) if k.endswith("bias") else v for k, v in own.items() if ".anchor." in k
+            }
+            state = {**state, **unheeded}
         for name in sorted(own.keys() ^ state.keys()):
             raise ValueError(f"adapter pack does not fit: {name!r} is {'missing' if name in own else 'unknown'}")
         for name, value in state.items():
@@ -146,7 +166,7 @@ class AVDiT(ModelMixin, PortableConfig):
         table = {"backbone": self.backbone, "audio in and out": nn.ModuleList([self.audio_embedder, self.audio_final])}
         counts = {name: sum(p.numel() for p in module.parameters()) for name, module in table.items()}
         counts["classes"] = sum(p.numel() for p in self.class_embedder.parameters())
-        for name in ("temporal", "audio_attention", "audio_mlp", "audio_modulation", "interaction"):
+        for name in ("temporal", "audio_attention", "audio_mlp", "audio_modulation", "interaction", "anchor"):
             parts = [getattr(block, name) for block in self.adapters]
             counts[name.replace("_", " ")] = sum(p.numel() for m in parts if m is not None for p in m.parameters())
         return counts
@@ -214,7 +234,9 @@ class AVDiT(ModelMixin, PortableConfig):
         frames = self.clip.frames
         if xv is not None:
             v = block.modulation(cv)  # 6 × (B·F, 1, D)
-            xv = xv + v[2] * block.attn(modulate(block.norm1(xv), v[0], v[1]))
+            seen = modulate(block.norm1(xv), v[0], v[1])
+            anchored = temporal and adapters.anchor is not None
+            xv = xv + v[2] * (adapters.anchor(block.attn, seen, frames) if anchored else block.attn(seen))
             if temporal and adapters.temporal is not None:
                 xv = xv + adapters.temporal(xv, frames)
         if xa is not None:

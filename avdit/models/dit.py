@@ -20,11 +20,12 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return torch.addcmul(shift, x, 1 + scale)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over (N, heads, T, d)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attention over (N, heads, T, d); ``bias`` is added to the scores (N, heads, T, T'), over which it broadcasts."""
     if q.device.type == "cpu" and q.shape[-2] <= SHORT_SEQUENCE and torch.is_grad_enabled():
-        return torch.softmax((q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2), -1) @ v
-    return F.scaled_dot_product_attention(q, k, v)
+        scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+        return torch.softmax(scores if bias is None else scores + bias, -1) @ v
+    return F.scaled_dot_product_attention(q, k, v, bias)
 
 
 def sincos_1d(width: int, positions: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from avdit.models.adapters import BlockAdapters, Interaction, LoRA, TemporalAttention, TimeExchange
+from avdit.models.adapters import UNHEEDED, Anchor, BlockAdapters, Interaction, LoRA, TemporalAttention, TimeExchange
 from avdit.models.avdit import AVDiT
 from avdit.models.dit import Attention, DiTBlock, Mlp
 
@@ -135,6 +135,9 @@ class FoldedBlock:
         self.audio_attention = FoldedAttention(block.attn, adapters.audio_attention, dtype)
         self.video_mlp = folded_mlp(block.mlp, None, dtype)
         self.audio_mlp = folded_mlp(block.mlp, adapters.audio_mlp, dtype)
+        anchor = adapters.anchor
+        heeded = anchor is not None and (anchor.bias > UNHEEDED).any()
+        self.anchor = FoldedAnchor(anchor, self.video_attention, dtype) if heeded else None
         self.temporal = adapters.temporal and FoldedTemporal(adapters.temporal, dtype)
         self.interaction = adapters.interaction and FoldedInteraction(adapters.interaction, block.attn, model, dtype)
 
@@ -142,7 +145,8 @@ class FoldedBlock:
         self, xv: Tensor, xa: Tensor, v: tuple[Tensor, ...], a: tuple[Tensor, ...], joint: bool, temporal: bool
     ) -> tuple[Tensor, Tensor]:
         """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations."""
-        xv = torch.addcmul(xv, v[2], self.video_attention(normalised(xv, v[0], v[1])))
+        attention = self.anchor if temporal and self.anchor is not None else self.video_attention
+        xv = torch.addcmul(xv, v[2], attention(normalised(xv, v[0], v[1])))
         if temporal and self.temporal is not None:
             xv = xv + self.temporal(xv)
         heard = self.audio_attention(normalised(xa, a[0], a[1]).flatten(1, 2))  # (B, M, D)
@@ -164,6 +168,31 @@ class FoldedAttention:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.proj(attend(self.qkv(x), self.heads))
+
+
+class FoldedAnchor:
+    """:class:`Anchor`, whose two softmaxes over a frame's own tokens and the first one's share their sum."""
+
+    def __init__(self, anchor: Anchor, attention: FoldedAttention, dtype: torch.dtype) -> None:
+        update = anchor.update.up.weight.float() @ anchor.update.down.weight.float()
+        self.attention, self.update = attention, linear(update, torch.zeros(len(update)), dtype)
+        self.bias = anchor.bias.view(-1, 1, 1, 1).to(dtype)  # (heads, 1, 1, 1)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Modulated tokens (B, F, N, D) to what attention makes of them."""
+        heads, (batch, frames, tokens, width) = self.attention.heads, x.shape
+        qkv = self.attention.qkv(x)
+        first = qkv[:, 0, :, width:] + self.update(x[:, 0])  # (B, N, 2D)
+        q, k, v = rearrange(qkv, "b f n (three h d) -> three (b h) f n d", three=3, h=heads)
+        first_k, first_v = rearrange(first, "b n (two h d) -> two (b h) n d", two=2, h=heads)
+        # All frames ask the first one in one product.
+        asked = (q.flatten(1, 2) @ first_k.transpose(1, 2)).unflatten(1, (frames, tokens)) + self.bias.repeat(
+            batch, 1, 1, 1
+        )
+        scores = torch.cat([q @ k.transpose(2, 3), asked], -1)
+        own, shared = torch.softmax(scores, -1).split(tokens, -1)
+        out = (own @ v).flatten(1, 2) + shared.flatten(1, 2) @ first_v  # (B·heads, F·N, d)
+        return self.attention.proj(rearrange(out, "(b h) (f n) d -> b f n (h d)", b=batch, f=frames))
 
 
 class FoldedTemporal:

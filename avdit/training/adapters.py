@@ -49,6 +49,7 @@ DEFAULTS = {
     "clips": 160,  # rendered clips a class
     "pack": "landscape",  # its name, and for rendered clips its classes
     "trains": "adapters",  # or "all": the backbone too
+    "add_anchor": 0,  # rank of the anchors that a model to start from is given where it has none
     "class_dropout": 0.1,
     "audio_weight": 1.0,
     "modalities": ["video", "audio"],
@@ -64,6 +65,7 @@ DEFAULTS = {
         "interaction_every": 2,
         "interaction_pool": 2,
         "exchange_features": 64,
+        "anchor_rank": 16,
         "shared_noise": 0.5,
     },
     "train": {
@@ -106,6 +108,8 @@ def build(config: dict, geometry: ClipGeometry, data: TrainingData) -> AVDiT:
         model = AVDiT.from_pretrained(config["start"])
         if model.config.num_classes != count:
             raise ValueError(f"{config['start']} has {model.config.num_classes} classes, the data {count}")
+        if config["add_anchor"] and not model.config.anchor_rank:
+            model = model.with_anchor(config["add_anchor"])
     else:
         if config["backbone"]:
             backbone = DiT.from_pretrained(config["backbone"])
