@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 PACK_FILE = "adapters.safetensors"
+TOLD = "classes", "steps", "factorized"  # of a pack, in the metadata of its file
 
 
 @dataclass(frozen=True)
@@ -18,17 +19,19 @@ class Pack:
     """Adapters and the names of the classes that they know, in the order of their class table.
 
     ``steps`` is given for turbo adapters: those that so many steps were distilled into, guidance with them.
+    ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`).
     """
 
     classes: list[str]
     state: dict[str, Tensor]
     steps: int | None = None
+    factorized: bool = False
 
     def save(self, folder: Path) -> None:
         """Write ``adapters.safetensors`` into ``folder``."""
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().contiguous().cpu() for name, value in self.state.items()}
-        told = {"classes": json.dumps(self.classes), "steps": json.dumps(self.steps)}
+        told = {name: json.dumps(getattr(self, name)) for name in TOLD}
         save_file(state, folder / PACK_FILE, metadata=told)
 
     @classmethod
@@ -41,21 +44,22 @@ class Pack:
         path = Path(folder) / PACK_FILE
         try:
             with safe_open(path, "pt") as file:
-                told = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k in ("classes", "steps")}
+                told = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k in TOLD}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         except (SafetensorError, OSError, json.JSONDecodeError):
             raise ValueError(f"{path} is missing, damaged or cut short") from None
         if not isinstance(told.get("classes"), list):
             raise ValueError(f"{path} does not name its classes: it is no adapter pack")
-        return cls(told["classes"], state, told.get("steps"))
+        return cls(state=state, **told)
 
 
 class PackMixin:
     """What a pipeline does with its packs: they take turns on the one backbone, and a class chooses its pack."""
 
-    def set_first_pack(self, name: str, classes: list[str]) -> None:
+    def set_first_pack(self, name: str, classes: list[str], factorized: bool) -> None:
         """Name the pack whose adapters the model was made with."""
-        self._packs = {name: Pack(classes, {})}  # of the one in use the weights are in the model
+        # Of the one in use the weights are in the model.
+        self._packs = {name: Pack(classes, {}, factorized=factorized)}
         self._pack = name
 
     @classmethod
@@ -83,6 +87,11 @@ class PackMixin:
     def classes(self) -> list[str]:
         """The classes of all packs; a class chooses its pack."""
         return [name for classes in self.packs.values() for name in classes]
+
+    @property
+    def factorized(self) -> bool:
+        """Whether the adapters in use make the first frame alone and all else from it."""
+        return self._packs[self._pack].factorized
 
     def turbo_pack(self, name: str) -> str | None:
         """The turbo adapters that make the classes of pack ``name`` in few steps, where there are some."""

@@ -20,6 +20,8 @@ from avdit.models.noise import draw_noise
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import PackMixin
 
+FIRST_FRAME_STEPS = 24  # of the first frame where it is made alone; each is a sixteenth of a clip's
+FIRST_FRAME_GUIDANCE = 2.5  # by the class there: it settles what the clip shows
 SAMPLERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 Array = np.ndarray | Tensor
 
@@ -36,6 +38,10 @@ class AVDiTPipelineOutput(BaseOutput):
 
 class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
     """Joint generation of video and audio, and each from the other.
+
+    Args:
+        factorized: Whether the adapters that the model was made with are for clips whose first frame is made alone.
+            Further packs say so themselves.
 
     Example:
         >>> pipe = AVDiTPipeline.from_pretrained("checkpoints/avdit-xs")
@@ -55,14 +61,15 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         scheduler: DDIMScheduler,
         classes: list[str] | None = None,
         pack: str = "own",
+        factorized: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
             transformer=transformer, video_codec=video_codec, audio_codec=audio_codec, scheduler=scheduler
         )
         classes = list(classes or [str(i) for i in range(transformer.config.num_classes)])
-        self.register_to_config(classes=classes, pack=pack)
-        self.set_first_pack(pack, classes)
+        self.register_to_config(classes=classes, pack=pack, factorized=factorized)
+        self.set_first_pack(pack, classes, factorized)
         self._folded: tuple[list, FoldedAVDiT] | None = None  # the weights that it was made from, and it
 
     @property
@@ -162,6 +169,24 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         drawn = [draw_noise(self.geometry, self.transformer.config.shared_noise, g) for g in generators]
         return torch.stack([v for v, _ in drawn]), torch.stack([a for _, a in drawn])
 
+    def first_frame(self, class_ids: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        """Latents (B, 1, C, h, w) of an image of each class (B,), made by the frozen backbone alone."""
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(FIRST_FRAME_STEPS, device=class_ids.device)
+        known = torch.cat([class_ids, torch.full_like(class_ids, self.transformer.config.num_classes)])
+
+        def noise() -> Tensor:
+            return self.prepare_latents(len(class_ids), generator)[0][:, :1].to(class_ids.device)
+
+        latents, denoiser = noise(), self.denoiser()
+        for t in scheduler.timesteps:
+            state = latents.to(self.transformer.dtype).repeat(2, 1, 1, 1, 1)
+            predicted, _ = denoiser(state, None, t.expand(len(known), 1), None, known, joint=False, temporal=False)
+            wanted, other = predicted.float().chunk(2)
+            guided = other + FIRST_FRAME_GUIDANCE * (wanted - other)
+            latents = scheduler.step(guided, t, latents, eta=0.7, variance_noise=noise(), return_dict=False)[0]
+        return latents
+
     def clean_estimate(self, predicted: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         """What the model's output ``predicted`` at timestep ``t`` takes the finished latents for.
 
@@ -258,6 +283,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         context_noise: float = 0.0,
         latents: tuple[Tensor, Tensor] | None = None,
         turbo: bool = False,
+        factorized: bool | None = None,
         output_type: str = "np",
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
@@ -290,6 +316,9 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                 it does not take over their faults; what is returned holds them as they were given.
             latents: Noise of picture and sound, in place of drawing it.
             turbo: Use the pack's turbo adapters: their own few steps, no guidance, no new noise, the sampler ``ddim``.
+            factorized: Where no picture is given, make the first frame alone, as an image of the frozen backbone, and
+                all else from it (Girdhar et al. 2023, arXiv 2311.10709): what moves keeps its looks. Left out: as the
+                pack was trained.
             output_type: ``np``, ``pt`` or ``latent``.
             callback_on_step_end: Called as diffusers calls it; what it returns replaces the latents.
             callback_on_step_end_tensor_inputs: What it is given: the latents, and ``video_estimate``, what the step
@@ -337,6 +366,11 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         # Latents stay in 32-bit floats whatever the networks compute in: small steps must not be rounded away.
         video_latents, audio_latents = video_latents.to(device).float(), audio_latents.to(device).float()
         clean_video, clean_audio, frames, columns = self.encode_conditions(video, audio, image, given_latents, batch)
+        class_ids = torch.tensor(labels, device=device)
+        if (self.factorized if factorized is None else factorized) and clean_video is None:
+            clean_video = torch.zeros_like(video_latents)
+            clean_video[:, :1] = self.first_frame(class_ids, generator)
+            frames[0] = True
         keep_video = frames.view(1, -1, 1, 1, 1)
         keep_audio = columns.repeat_interleave(self.geometry.audio_patch[0]).view(1, 1, -1, 1)
 
@@ -363,7 +397,6 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         # 3. Prepare the timesteps; multistep samplers keep a history, so each modality has its own.
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         audio_scheduler = copy.deepcopy(self.scheduler)
-        class_ids = torch.tensor(labels, device=device)
         no_class = torch.full_like(class_ids, self.transformer.config.num_classes)
 
         # 4. Denoise.

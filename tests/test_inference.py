@@ -36,6 +36,8 @@ def test_folded_model_equals_the_plain_one(left_out):
         for ours, theirs in zip(folded(video, audio, *times, labels, *knows), expected, strict=True):
             assert theirs.abs().mean() > 0.01
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+    image = video[:, :1], None, t_video[:, :1], None, labels, False, False  # a first frame that is made alone
+    torch.testing.assert_close(folded(*image)[0], model(*image)[0], atol=1e-4, rtol=1e-4)
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Several packs of adapters on one backbone: the class chooses, nothing is lost when they take turns."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -44,6 +45,17 @@ def test_class_chooses_the_pack(pipe, tmp_path):
     assert again.packs == pipe.packs
     assert torch.equal(clip(again, "house").frames, dance.frames)
     assert torch.equal(clip(again, "thunder").frames, before.frames)
+
+
+def test_a_pack_says_how_its_clips_begin(pipe, tmp_path):
+    pipe.add_pack("dance", replace(other_pack(pipe), factorized=True))
+    pipe.save_pretrained(tmp_path)
+    again = AVDiTPipeline.from_pretrained(tmp_path)
+    for label, factorized in (("house", True), ("thunder", False), ("krump", True)):
+        made = clip(again, label)
+        for flag in (True, False):
+            told = again(label, generator=torch.Generator().manual_seed(0), factorized=flag, **SETTINGS)
+            assert torch.equal(made.frames, told.frames) == (flag == factorized)
 
 
 def test_packs_that_cannot_be_used(pipe, tmp_path):

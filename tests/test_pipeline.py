@@ -131,6 +131,22 @@ def test_what_is_given_comes_back_untouched(pipe):
     assert not torch.allclose(*continued, atol=1e-3)
 
 
+def test_factorized_clips_follow_from_an_image_of_their_own(pipe):
+    settings = {"num_inference_steps": 2, "output_type": "latent"}
+    generator = seeded(3)
+    pipe.prepare_latents(1, generator)  # the clip's own noise is drawn before its first frame is made
+    image = pipe.first_frame(torch.tensor([pipe.classes.index("thunder")]), generator)
+    clip = pipe("thunder", generator=seeded(3), factorized=True, **settings)
+    torch.testing.assert_close(clip.frames[:, :1], image)
+    pair = pipe(["raining", "thunder"], generator=[seeded(2), seeded(3)], factorized=True, **settings)
+    torch.testing.assert_close(pair.frames[1], clip.frames[0], atol=1e-4, rtol=1e-4)
+    heard = pipe("thunder", generator=seeded(3), factorized=True, audio=np.zeros(pipe.geometry.samples), **settings)
+    torch.testing.assert_close(heard.frames[:, :1], image)  # a sound that is given leaves the picture to be made
+    given = np.full((pipe.geometry.height, pipe.geometry.width, 3), 0.5, np.float32)
+    shown = [pipe("thunder", generator=seeded(3), factorized=f, image=given, **settings) for f in (True, False)]
+    assert torch.equal(shown[0].frames, shown[1].frames)  # but a picture that is given is the first frame
+
+
 def test_saved_pipeline_makes_the_same_clip(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)
     assert not [p for p in tmp_path.rglob("*.json") if str(pipe.name_or_path) in p.read_text()]

@@ -60,28 +60,33 @@ class FoldedAVDiT:
     def __call__(
         self,
         video: Tensor,
-        audio: Tensor,
+        audio: Tensor | None,
         t_video: Tensor,
-        t_audio: Tensor,
+        t_audio: Tensor | None,
         class_labels: Tensor,
         joint: bool = True,
         temporal: bool = True,
-    ) -> tuple[Tensor, Tensor]:
-        """The predictions for both, as :meth:`AVDiT.forward` gives them."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The predictions for both, or for the picture alone, as :meth:`AVDiT.forward` gives them."""
         model, (time, frequency) = self.model, self.model.clip.audio_patch
         patch = model.backbone.config.patch_size
         with torch.autocast("cpu", enabled=False):
-            v, a = self.modulations(t_video, t_audio, class_labels)
+            v, a = self.modulations(t_video, t_video[:, :0] if t_audio is None else t_audio, class_labels)
             xv = rearrange(video.to(self.dtype), "b f c (h p) (w q) -> b f (h w) (c p q)", p=patch, q=patch)
-            xa = rearrange(audio.to(self.dtype), "b c (m p) (r q) -> b m r (c p q)", p=time, q=frequency)
             xv = self.embed_video(xv) + self.video_positions  # (B, F, N, D)
-            xa = self.embed_audio(xa) + self.audio_positions  # (B, columns, rows, D)
+            xa = None
+            if audio is not None:
+                xa = rearrange(audio.to(self.dtype), "b c (m p) (r q) -> b m r (c p q)", p=time, q=frequency)
+                xa = self.embed_audio(xa) + self.audio_positions  # (B, columns, rows, D)
             for block, v_block, a_block in zip(self.blocks, v[:-1], a[:-1], strict=True):
                 xv, xa = block(xv, xa, v_block, a_block, joint, temporal)
             video_out = self.video_final(normalised(xv, *v[-1])).flatten(0, 1)  # (B·F, N, values)
-            audio_out = self.audio_final(normalised(xa, *a[-1])).flatten(1, 2)  # (B, M, values)
+            audio_out = None
+            if xa is not None:
+                audio_out = self.audio_final(normalised(xa, *a[-1])).flatten(1, 2)  # (B, M, values)
+                audio_out = model.unpatchify_audio(audio_out)
         video_out = model.backbone.unpatchify(video_out)[:, : video.shape[2]]  # the variance half is dropped
-        return video_out.unflatten(0, video.shape[:2]), model.unpatchify_audio(audio_out)
+        return video_out.unflatten(0, video.shape[:2]), audio_out
 
     def modulations(self, t_video: Tensor, t_audio: Tensor, class_labels: Tensor) -> tuple[Modulations, Modulations]:
         """Of timesteps (B, F) and (B, columns): (B, F or 1, 1, D) for the picture, (B, columns or 1, 1, D) for sound.
@@ -99,8 +104,8 @@ class FoldedAVDiT:
         video, audio = self.known_modulations[key]
         if len(times) > 1:  # else one row serves every frame and column
             clips = torch.arange(len(places)).unsqueeze(1)
-            columns = t_audio.shape[1]
-            video, audio = video[clips, places[:, :-columns]], audio[clips, places[:, -columns:]]
+            frames = t_video.shape[1]
+            video, audio = video[clips, places[:, :frames]], audio[clips, places[:, frames:]]
         return self.video_modulation.split(video), self.audio_modulation.split(audio)
 
 
@@ -142,19 +147,20 @@ class FoldedBlock:
         self.interaction = adapters.interaction and FoldedInteraction(adapters.interaction, block.attn, model, dtype)
 
     def __call__(
-        self, xv: Tensor, xa: Tensor, v: tuple[Tensor, ...], a: tuple[Tensor, ...], joint: bool, temporal: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, xv: Tensor, xa: Tensor | None, v: tuple[Tensor, ...], a: tuple[Tensor, ...], joint: bool, temporal: bool
+    ) -> tuple[Tensor, Tensor | None]:
         """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations."""
         attention = self.anchor if temporal and self.anchor is not None else self.video_attention
         xv = torch.addcmul(xv, v[2], attention(normalised(xv, v[0], v[1])))
         if temporal and self.temporal is not None:
             xv = xv + self.temporal(xv)
-        heard = self.audio_attention(normalised(xa, a[0], a[1]).flatten(1, 2))  # (B, M, D)
-        xa = torch.addcmul(xa, a[2], heard.view_as(xa))
-        if joint and self.interaction is not None:
-            xv, xa = self.interaction(xv, xa, normalised(xv, v[0], v[1]), normalised(xa, a[0], a[1]))
+        if xa is not None:
+            heard = self.audio_attention(normalised(xa, a[0], a[1]).flatten(1, 2))  # (B, M, D)
+            xa = torch.addcmul(xa, a[2], heard.view_as(xa))
+            if joint and self.interaction is not None:
+                xv, xa = self.interaction(xv, xa, normalised(xv, v[0], v[1]), normalised(xa, a[0], a[1]))
+            xa = torch.addcmul(xa, a[5], self.audio_mlp(normalised(xa, a[3], a[4])))
         xv = torch.addcmul(xv, v[5], self.video_mlp(normalised(xv, v[3], v[4])))
-        xa = torch.addcmul(xa, a[5], self.audio_mlp(normalised(xa, a[3], a[4])))
         return xv, xa
 
 

@@ -50,6 +50,7 @@ DEFAULTS = {
     "pack": "landscape",  # its name, and for rendered clips its classes
     "trains": "adapters",  # or "all": the backbone too
     "add_anchor": 0,  # rank of the anchors that a model to start from is given where it has none
+    "factorized": None,  # clips are to be made from their first frame on ("tasks" then need "image"); null: as pipeline
     "class_dropout": 0.1,
     "audio_weight": 1.0,
     "modalities": ["video", "audio"],
@@ -86,13 +87,15 @@ def from_pipeline(config: dict) -> tuple[dict, list[str] | None, DDIMScheduler]:
         ValueError: where ``pipeline`` is no pipeline folder.
     """
     if not config.get("pipeline"):
-        return config, None, xs_scheduler()
+        return {**config, "factorized": bool(config["factorized"])}, None, xs_scheduler()
     folder = Path(config["pipeline"])
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"pipeline {folder} is not a pipeline folder: it has no model_index.json")
-    classes = json.loads((folder / "model_index.json").read_text())["classes"]
-    config = {**config, "codecs": folder, "start": config.get("start") or folder / "transformer"}
-    return config, classes, DDIMScheduler.from_pretrained(folder / "scheduler")
+    told = json.loads((folder / "model_index.json").read_text())
+    factorized = told.get("factorized", False) if config["factorized"] is None else config["factorized"]
+    start = config.get("start") or folder / "transformer"
+    config = {**config, "codecs": folder, "start": start, "factorized": factorized}
+    return config, told["classes"], DDIMScheduler.from_pretrained(folder / "scheduler")
 
 
 def build(config: dict, geometry: ClipGeometry, data: TrainingData) -> AVDiT:
@@ -135,13 +138,15 @@ def geometry_of(config: dict) -> ClipGeometry:
     return ClipGeometry(**{name: value for name, value in known.items() if name != "samples"})
 
 
-def sample_sheet(model: AVDiT, data: TrainingData, scheduler: DDIMScheduler, path: Path, **sampling: Any) -> None:
+def sample_sheet(
+    model: AVDiT, data: TrainingData, scheduler: DDIMScheduler, factorized: bool, path: Path, **sampling: Any
+) -> None:
     """Write one clip of every class as a PNG of its frames, and another of its sound's log-mel.
 
     ``sampling`` are settings of the pipeline's call that differ from its defaults.
     """
     model.eval()
-    pipe = AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, data.classes)
+    pipe = AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, data.classes, factorized=factorized)
     pipe.set_progress_bar_config(disable=True)
     number = max(1, 10_000 // model.clip.video_tokens)  # clips at once: memory is bounded at any size
     made = []
@@ -198,7 +203,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return {"loss": total, **{name: term.detach() for name, term in terms.items()}}
 
     def sheet(path: Path) -> None:
-        sample_sheet(model, data, scheduler, path)
+        sample_sheet(model, data, scheduler, config["factorized"], path)
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked, unused=len(modalities) < 2)
@@ -220,9 +225,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         trainer.resume()
     trainer.run()
     if trainer.accelerator.is_main_process:
-        pipe = AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, data.classes, config["pack"])
+        told = {"classes": data.classes, "pack": config["pack"], "factorized": config["factorized"]}
+        pipe = AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, **told)
         with quiet():  # diffusers warns of parts that should stay in 32-bit floats and names none
             pipe.to(torch.bfloat16)
         pipe.save_pretrained(Path(out) / "pipeline", max_shard_size="5GB")
-        Pack(data.classes, model.adapter_state_dict()).save(Path(out) / "pack")
+        Pack(data.classes, model.adapter_state_dict(), factorized=config["factorized"]).save(Path(out) / "pack")
     return None

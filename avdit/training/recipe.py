@@ -115,7 +115,7 @@ def moved_base(pipe: AVDiTPipeline, name: str, trained: DiT, codecs: Path, out: 
     model.backbone.load_state_dict(trained.state_dict())
     video = VideoCodec.from_pretrained(codecs / "video_codec")
     audio = AudioCodec.from_pretrained(codecs / "audio_codec")
-    AVDiTPipeline(model, video, audio, pipe.scheduler, list(PACKS[name]), name).save_pretrained(out)
+    AVDiTPipeline(model, video, audio, pipe.scheduler, list(PACKS[name]), name, pipe.factorized).save_pretrained(out)
 
 
 def with_offset(pipe: AVDiTPipeline, first: dict[str, dict[str, Tensor]], new: Pack) -> Pack:
@@ -131,4 +131,4 @@ def with_offset(pipe: AVDiTPipeline, first: dict[str, dict[str, Tensor]], new: P
     distilled = pack_state(pipe, turbo)
     added = {key: distilled[key].float() - value for key, value in first[source].items() if key != CLASS_TABLE}
     state = {key: value.float() + added.get(key, 0) for key, value in new.state.items()}
-    return Pack(new.classes, state, pipe.turbo_steps(PACKS[source][0]))
+    return Pack(new.classes, state, pipe.turbo_steps(PACKS[source][0]), new.factorized)

@@ -38,6 +38,7 @@ DEFAULTS = {
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
     "joint_guidance": Request.joint_guidance,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
+    "factorized": ADAPTERS["factorized"],
     "class_table": ADAPTERS["class_table"],
     "moving_weight": ADAPTERS["moving_weight"],
     "context_noise": ADAPTERS["context_noise"],
@@ -187,7 +188,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     def sheet(path: Path) -> None:
         unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "eta": 0.0}
-        sample_sheet(model, data, scheduler, path, num_inference_steps=steps, **unguided)
+        sample_sheet(model, data, scheduler, config["factorized"], path, num_inference_steps=steps, **unguided)
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
@@ -220,5 +221,5 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer.run()
     if trainer.accelerator.is_main_process:
         state = {name: value.to(torch.bfloat16) for name, value in model.adapter_state_dict().items()}
-        Pack(data.classes, state, steps=steps).save(Path(out) / "pack")
+        Pack(data.classes, state, steps, config["factorized"]).save(Path(out) / "pack")
     return None
