@@ -26,16 +26,21 @@ from avdit.pipeline import AVDiTPipeline
 from avdit.training import adapters, backbone, codecs, turbo
 from avdit.training.trainer import processes
 
+FROM_FIRST_FRAME = {  # as dance is made
+    "factorized": True,
+    "tasks": {"joint": 0.15, "v2a": 0.1, "a2v": 0.1, "image": 0.5, "continuation": 0.15},
+}
+RARE = {"class_repeats": {"explosion": 2, "splashing water": 2, "wind noise": 2}}
 DEFAULTS: dict[str, Any] = {
     "start": "checkpoints/avdit-xs",  # pipeline folder that every stage goes on from
     "clips": 160,  # rendered clips a class
     "codecs": {"clips": 60, "parts": ["video"], "crop": 256, "squared": 8.0},
     "backbone": {},
     # What is rare in a clip, and what moves in it, counts for more.
-    "landscape": {"class_repeats": {"explosion": 2, "splashing water": 2}},
-    "dance": {"moving_weight": 3.0},
-    "landscape-turbo": {"class_repeats": {"explosion": 2, "splashing water": 2}},
-    "dance-turbo": {"moving_weight": 3.0},
+    "landscape": RARE,
+    "dance": {"moving_weight": 3.0, **FROM_FIRST_FRAME},
+    "landscape-turbo": RARE,
+    "dance-turbo": {"moving_weight": 3.0, **FROM_FIRST_FRAME},
 }
 CLASS_TABLE = "class_embedder.embedding_table.weight"
 Stage = Callable[[dict[str, Any], Path, bool], Any]
