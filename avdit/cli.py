@@ -108,6 +108,7 @@ def build_parser() -> Parser:
 
     sub = command("bench", run_bench, "time the making of a clip on this machine")
     model(sub)
+    sub.add_argument("--class", dest="class_label", metavar="NAME", help="what the clip shows; the first by default")
     sub.add_argument("--runs", type=int, default=5)
     sub.add_argument("--steps", type=int, default=12)
 
@@ -298,7 +299,7 @@ def run_bench(args: argparse.Namespace) -> None:
 
     pipe = loaded(args)
     with fast_precision(pipe.device):
-        values = bench(pipe, args.runs, args.steps)
+        values = bench(pipe, args.runs, args.steps, args.class_label)
     report(args, values)
 
 

@@ -281,7 +281,7 @@ def test_judges_that_do_not_know_a_class(small, tmp_path, capsys):
 
 
 def test_bench_accounts_for_a_clip(tiny_checkpoint):
-    command = [sys.executable, "-m", "avdit", "bench", "--runs", "1", "--steps", "2", "--json"]
+    command = [sys.executable, "-m", "avdit", "bench", "--runs", "1", "--steps", "2", "--class", "raining", "--json"]
     run = subprocess.run(
         [*command, "--checkpoint", str(tiny_checkpoint)], cwd=ROOT, capture_output=True, text=True, check=True
     )
@@ -299,3 +299,11 @@ def test_bench_accounts_for_a_clip(tiny_checkpoint):
     assert 1.5 * one < both < 2 * one  # without the other modality there is less to do; oneDNN's layers are counted
     assert {"noise", "vocoder", "mux", "clip"} < stages.keys()
     assert said["peak_memory_mb"] > 100
+
+
+def test_bench_takes_the_pack_of_its_class(shipped_pipeline, monkeypatch, capsys):
+    monkeypatch.setattr("avdit.cli.load_pipeline", lambda *_: shipped_pipeline)
+    assert main(["bench", "--class", "krump", "--runs", "1", "--steps", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["turbo"]["steps"] == 4 and shipped_pipeline.factorized
+    assert main(["bench", "--class", "polka"]) == 2
+    assert "unknown class 'polka'" in capsys.readouterr().err
