@@ -1,17 +1,22 @@
 """Adapter packs: the adapters of one data set in one file, apart from the backbone that they were trained on."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 PACK_FILE = "adapters.safetensors"
-TOLD = "classes", "steps", "factorized"  # of a pack, in the metadata of its file
+TOLD = "classes", "steps", "factorized", "compact"  # of a pack, in the metadata of its file
+EIGHT_BITS = torch.float8_e4m3fn
+SCALE = ".scale"  # ends the name of what a tensor of 8-bit numbers is multiplied by
+State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -19,27 +24,43 @@ class Pack:
     """Adapters and the names of the classes that they know, in the order of their class table.
 
     ``steps`` is given for turbo adapters: those that so many steps were distilled into, guidance with them.
-    ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`).
+    ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`). ``compact`` ones
+    are kept in files as 8-bit differences from other adapters of their classes, in half the size of 16-bit weights.
     """
 
     classes: list[str]
-    state: dict[str, Tensor]
+    state: State
     steps: int | None = None
     factorized: bool = False
+    compact: bool = False
 
-    def save(self, folder: Path) -> None:
-        """Write ``adapters.safetensors`` into ``folder``."""
+    def save(self, folder: Path, base: State | None = None) -> None:
+        """Write ``adapters.safetensors`` into ``folder``.
+
+        Raises:
+            ValueError: for a compact pack without the adapters ``base`` that it is to be told from.
+        """
+        state = self.state
+        if self.compact:
+            if base is None:
+                raise ValueError("a compact pack is saved as differences from other adapters: none were given")
+            state = differences(state, base)
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.detach().contiguous().cpu() for name, value in self.state.items()}
+        state = {name: value.detach().contiguous().cpu() for name, value in state.items()}
         told = {name: json.dumps(getattr(self, name)) for name in TOLD}
         save_file(state, folder / PACK_FILE, metadata=told)
 
     @classmethod
-    def load(cls, folder: Path) -> "Pack":
+    def load(cls, folder: Path, base: Callable[[list[str]], State] | None = None) -> "Pack":
         """Read what :meth:`save` wrote.
 
+        Args:
+            base: Gives the adapters of the classes named, to which the differences of a compact pack are added. They
+                need not be those that it was saved with: what distillation adds helps on later ones, too.
+
         Raises:
-            ValueError: where the file is missing, damaged or does not name its classes.
+            ValueError: where the file is missing, damaged or does not name its classes; for a compact pack, where there
+                are no adapters to add it to.
         """
         path = Path(folder) / PACK_FILE
         try:
@@ -50,7 +71,46 @@ class Pack:
             raise ValueError(f"{path} is missing, damaged or cut short") from None
         if not isinstance(told.get("classes"), list):
             raise ValueError(f"{path} does not name its classes: it is no adapter pack")
+        if told.get("compact"):
+            if base is None:
+                raise ValueError(f"{path} holds differences from other adapters, and none were given")
+            state = added(state, base(told["classes"]))
         return cls(state=state, **told)
+
+
+def differences(state: State, base: State) -> State:
+    """What ``state`` has beyond ``base``: its matrices as 8-bit floats, each with a power of two that scales them.
+
+    Raises:
+        ValueError: naming the first key that one of them has and the other has not.
+    """
+    for name in sorted(state.keys() ^ base.keys()):
+        raise ValueError(f"compact pack does not fit its base: {name!r} is in one of them alone")
+    told = {}
+    for name, value in state.items():
+        change = value.detach().float() - base[name].float().to(value.device)
+        if change.ndim < 2:
+            told[name] = change.to(torch.bfloat16)
+            continue
+        most = change.abs().max().item() / torch.finfo(EIGHT_BITS).max
+        scale = 2.0 ** math.ceil(math.log2(most)) if most else 1.0
+        told[name], told[name + SCALE] = (change / scale).to(EIGHT_BITS), torch.tensor(scale)
+    return told
+
+
+def added(told: State, base: State) -> State:
+    """``base`` and what :func:`differences` told, in 32-bit floats.
+
+    Raises:
+        ValueError: naming the first key that one of them has and the other has not.
+    """
+    for name in sorted({name.removesuffix(SCALE) for name in told} ^ base.keys()):
+        raise ValueError(f"compact pack does not fit its base: {name!r} is in one of them alone")
+    state = {}
+    for name, change in told.items():
+        if not name.endswith(SCALE):
+            state[name] = base[name].float() + change.float().to(base[name].device) * told.get(name + SCALE, 1.0)
+    return state
 
 
 class PackMixin:
@@ -67,7 +127,7 @@ class PackMixin:
         """Load a pipeline as diffusers does, with the packs in its folder ``packs``."""
         pipe = super().from_pretrained(folder, **kwargs)
         for path in sorted(Path(folder).glob(f"packs/*/{PACK_FILE}")):
-            pipe.add_pack(path.parent.name, Pack.load(path.parent))
+            pipe.add_pack(path.parent.name, Pack.load(path.parent, pipe.adapters_of))
         return pipe
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
@@ -76,7 +136,8 @@ class PackMixin:
         self.use_pack(default)
         super().save_pretrained(folder, **kwargs)
         for name in others:
-            self._packs[name].save(Path(folder) / "packs" / name)
+            pack = self._packs[name]
+            pack.save(Path(folder) / "packs" / name, self.adapters_of(pack.classes) if pack.compact else None)
 
     @property
     def packs(self) -> dict[str, list[str]]:
@@ -92,6 +153,17 @@ class PackMixin:
     def factorized(self) -> bool:
         """Whether the adapters in use make the first frame alone and all else from it."""
         return self._packs[self._pack].factorized
+
+    def adapters_of(self, classes: list[str]) -> State:
+        """The adapters of the pack of ``classes``, turbo ones apart.
+
+        Raises:
+            ValueError: where no pack has these classes.
+        """
+        for name, known in self.packs.items():
+            if known == classes:
+                return self.transformer.adapter_state_dict() if name == self._pack else self._packs[name].state
+        raise ValueError(f"no pack has the classes {', '.join(classes)}")
 
     def turbo_pack(self, name: str) -> str | None:
         """The turbo adapters that make the classes of pack ``name`` in few steps, where there are some."""

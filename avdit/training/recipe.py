@@ -10,6 +10,7 @@ cut off goes on with ``--resume``. The result is a pipeline folder with all pack
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +98,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         stage(f"{name}-turbo", turbo.run, "pack", given)
     default, *others = PACKS
     result = AVDiTPipeline.from_pretrained(out / default / "pipeline", torch_dtype=torch.bfloat16)
-    for name in (*others, *(f"{name}-turbo" for name in PACKS)):
+    for name in others:
         result.add_pack(name, Pack.load(out / name / "pack"))
+    for name in PACKS:
+        result.add_pack(f"{name}-turbo", replace(Pack.load(out / f"{name}-turbo" / "pack"), compact=True))
     result.save_pretrained(out / "pipeline", max_shard_size="5GB")
 
 
