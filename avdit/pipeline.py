@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from avdit.conditions import Array, ConditionMixin
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.avdit import AVDiT
@@ -20,10 +20,8 @@ from avdit.models.noise import draw_noise
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import PackMixin
 
-FIRST_FRAME_STEPS = 16  # of the first frame where it is made alone, each of which costs a sixteenth of a clip's
-FIRST_FRAME_GUIDANCE = 6.0  # by the class there, which settles what the clip shows: below 4 dancers come apart
+CONTINUATION_GUIDANCE = 0.0  # share of what guidance adds that continuations keep
 SAMPLERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
-Array = np.ndarray | Tensor
 
 
 @dataclass
@@ -36,7 +34,7 @@ class AVDiTPipelineOutput(BaseOutput):
     sampling_rate: int
 
 
-class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
+class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline):
     """Joint generation of video and audio, and each from the other.
 
     Args:
@@ -169,21 +167,6 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         drawn = [draw_noise(self.geometry, self.transformer.config.shared_noise, g) for g in generators]
         return torch.stack([v for v, _ in drawn]), torch.stack([a for _, a in drawn])
 
-    def first_frame(self, class_ids: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
-        """Latents (B, 1, C, h, w) of an image of each class (B,), made by the frozen backbone alone."""
-        scheduler = DDIMScheduler.from_config(self.scheduler.config)
-        scheduler.set_timesteps(FIRST_FRAME_STEPS, device=class_ids.device)
-        known = torch.cat([class_ids, torch.full_like(class_ids, self.transformer.config.num_classes)])
-        latents = self.prepare_latents(len(class_ids), generator)[0][:, :1].to(class_ids.device)
-        denoiser = self.denoiser()
-        for t in scheduler.timesteps:
-            state = latents.to(self.transformer.dtype).repeat(2, 1, 1, 1, 1)
-            predicted, _ = denoiser(state, None, t.expand(len(known), 1), None, known, joint=False, temporal=False)
-            wanted, other = predicted.float().chunk(2)
-            guided = other + FIRST_FRAME_GUIDANCE * (wanted - other)
-            latents = scheduler.step(guided, t, latents, return_dict=False)[0]  # new noise makes it worse
-        return latents
-
     def clean_estimate(self, predicted: Tensor, t: Tensor, latents: Tensor) -> Tensor:
         """What the model's output ``predicted`` at timestep ``t`` takes the finished latents for.
 
@@ -194,63 +177,6 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         if self.scheduler.config.prediction_type == "v_prediction":
             return a * latents - s * predicted
         return (latents - s * predicted) / a
-
-    @torch.no_grad()
-    def encode_conditions(
-        self,
-        video: Array | None,
-        audio: Array | None,
-        image: Array | None,
-        given_latents: tuple[Tensor, Tensor] | None,
-        batch: int,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-        """Clean latents of what is given, and which frames (F,) and audio columns (M,) it covers."""
-        clip, device = self.geometry, self._execution_device
-        for name, part, axes in (("image", image, 3), ("video", video, 4), ("audio", audio, 1)):
-            if part is not None and part.ndim != axes and not (part.ndim == axes + 1 and len(part) in (1, batch)):
-                raise ValueError(
-                    f"{name} has shape {tuple(part.shape)}: give {axes} axes, or one entry a clip before them"
-                )
-        frames = torch.zeros(clip.frames, dtype=torch.bool)
-        columns = torch.zeros(clip.audio_columns, dtype=torch.bool)
-        video_latents = audio_latents = None
-        if image is not None:
-            video = torch.as_tensor(image).unsqueeze(-4)
-        if video is not None:
-            pixels = torch.as_tensor(video, dtype=self.video_codec.dtype, device=device)
-            pixels = pixels.unsqueeze(0) if pixels.ndim == 4 else pixels
-            count = 1 if image is not None else clip.frames
-            if pixels.shape[1] < count or tuple(pixels.shape[2:]) != (clip.height, clip.width, 3):
-                raise ValueError(
-                    f"the picture given is {tuple(pixels.shape[1:])}; it must be at least {count} frames of "
-                    f"{clip.height} x {clip.width} x 3"
-                )
-            encoded = self.video_codec.encode(pixels[:, :count].permute(0, 1, 4, 2, 3) * 2 - 1)
-            video_latents = torch.zeros(len(encoded), clip.frames, *clip.video_latent_shape, device=device)
-            video_latents[:, :count] = encoded
-            video_latents = video_latents.expand(batch, -1, -1, -1, -1)
-            frames[:count] = True
-        if audio is not None:
-            sound = torch.as_tensor(audio, dtype=torch.float32, device=device)  # of 8 bits it would hiss
-            sound = sound.unsqueeze(0) if sound.ndim == 1 else sound
-            if sound.shape[1] < clip.samples:
-                raise ValueError(f"the sound given has {sound.shape[1]} samples; it must have at least {clip.samples}")
-            audio_latents = self.audio_codec.encode(sound[:, : clip.samples]).float().expand(batch, -1, -1, -1)
-            columns[:] = True
-        if given_latents is not None:
-            picture, sound = given_latents
-            count, steps = picture.shape[1], sound.shape[2]
-            if not (0 < count < clip.frames and 0 < steps < clip.audio_latent_shape[1]):
-                raise ValueError(
-                    f"the latents given are of {count} frames and {steps} steps of sound; they must be at least 1 and "
-                    f"fewer than the clip's {clip.frames} and {clip.audio_latent_shape[1]}"
-                )
-            video_latents = torch.zeros(batch, clip.frames, *clip.video_latent_shape, device=device)
-            audio_latents = torch.zeros(batch, *clip.audio_latent_shape, device=device)
-            video_latents[:, :count], audio_latents[:, :, :steps] = picture, sound
-            frames[:count] = True
-            columns[: steps // clip.audio_patch[0]] = True
-        return video_latents, audio_latents, frames.to(device), columns.to(device)
 
     @torch.no_grad()
     def decode(self, video_latents: Tensor, audio_latents: Tensor, output_type: str = "np") -> tuple[Array, Array]:
@@ -278,6 +204,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         image: Array | None = None,
         given_latents: tuple[Tensor, Tensor] | None = None,
         context_noise: float = 0.0,
+        continuation_guidance: float = CONTINUATION_GUIDANCE,
         latents: tuple[Tensor, Tensor] | None = None,
         turbo: bool = False,
         factorized: bool | None = None,
@@ -311,6 +238,8 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                 such as the last ones of the clip before; of sound, whole audio columns are used.
             context_noise: Noise, as a share of the schedule, in which ``given_latents`` are shown to the model, so that
                 it does not take over their faults; what is returned holds them as they were given.
+            continuation_guidance: Share of what guidance adds that stays where ``given_latents`` are continued. They
+                settle most of what guidance would, and it would add contrast, window by window.
             latents: Noise of picture and sound, in place of drawing it.
             turbo: Use the pack's turbo adapters: their own few steps, no guidance, no new noise, the sampler ``ddim``.
             factorized: Where no picture is given, make the first frame alone, as an image of the frozen backbone, and
@@ -333,6 +262,7 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
                 "guidance_start": guidance_start,
                 "temporal_guidance_start": temporal_guidance_start,
                 "context_noise": context_noise,
+                "continuation_guidance": continuation_guidance,
                 "eta": eta,
             },
             output_type,
@@ -350,6 +280,10 @@ class AVDiTPipeline(PackMixin, PortableConfig, DiffusionPipeline):
         self.use_pack(self.turbo_pack(pack) if turbo else pack)
         device, dtype, batch = self._execution_device, self.transformer.dtype, len(labels)
         audio_guidance_scale = guidance_scale if audio_guidance_scale is None else audio_guidance_scale
+        if given_latents is not None:
+            scales = guidance_scale, audio_guidance_scale, joint_guidance_scale
+            eased = [1 + continuation_guidance * (scale - 1) for scale in scales]
+            guidance_scale, audio_guidance_scale, joint_guidance_scale = eased
 
         # 2. Draw the noise and encode what is given.
         video_latents, audio_latents = latents or self.prepare_latents(batch, generator)

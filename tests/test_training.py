@@ -200,9 +200,37 @@ def test_continuations_are_told_how_noisy_their_past_is(tmp_path):
             kept = 1.0 if context == 0 else diffusion.alphas[context].sqrt().item()
             assert batch.video[row, given].mean().item() == pytest.approx(kept, abs=0.05)
     assert len(batch.t_video[:, 0].unique()) > 4  # each clip has its own
-    for wrong, message in (({"context_noise": 1.5}, "context_noise 1.5 must"), ({"moving": 0.5}, "moving_weight 0.5")):
+    wrong = (
+        ({"context_noise": 1.5}, "context_noise 1.5 must"),
+        ({"context_contrast": -0.1}, "context_contrast -0.1 must"),
+        ({"moving": 0.5}, "moving_weight 0.5"),
+    )
+    for change, message in wrong:
         with pytest.raises(ValueError, match=message):
-            replace(batches, **wrong)
+            replace(batches, **change)
+
+
+def test_continuations_may_follow_a_past_of_another_contrast(tmp_path):
+    """What comes is the clip itself, whatever contrast its past is shown with: drift is to be undone."""
+    geometry, diffusion = ClipGeometry(), Diffusion(xs_scheduler())
+    data = TrainingData(RandomShards(geometry, 9), None, None, geometry, list(CLASSES), {})
+    trainer, tasks = line_fit(tmp_path, 1), {"continuation": 1.0}
+    plain = ClipBatches(data, geometry, diffusion, trainer, tasks, 0.1, diffusion.timesteps, 0.5)
+    changed = replace(plain, context_contrast=0.5)
+    drawn = []
+    for batches in (plain, changed):
+        torch.manual_seed(0)  # of the latents
+        drawn.append(batches.draw(torch.Generator().manual_seed(0)))
+    before, after = drawn
+    gains = []
+    for row, given in enumerate(before.given_frames):
+        assert torch.equal(before.video[row, ~given], after.video[row, ~given])
+        assert torch.equal(before.video_target[row, ~given], after.video_target[row, ~given])
+        past = [batch.video[row, given] for batch in (before, after)]
+        gains.append((past[1].std() / past[0].std()).item())
+        torch.testing.assert_close(past[0].mean((0, 2, 3)), past[1].mean((0, 2, 3)), atol=0.05, rtol=0)
+    assert 0.6 < min(gains) < 0.95 and 1.05 < max(gains) < 1.66
+    assert torch.equal(before.audio, after.audio)
 
 
 def test_clips_of_a_class_can_be_drawn_more_often(tmp_path):

@@ -59,7 +59,7 @@ def test_one_step_lands_where_two_guided_steps_do(tiny_pipeline, time, folded):
             state[key] = fine.step(f + (3.0 if i >= 2 else 4.0) * (w - f), t, state[key]).prev_sample
     if folded:
         model = FoldedAVDiT(model, torch.float32)
-    targets = Teacher(model, xs_scheduler(), count, 3.0, 0.5, 4.0, 0.25, empty).targets(batch)
+    targets = Teacher(model, xs_scheduler(), count, 3.0, 0.5, 4.0, 0.25, 0.0, empty).targets(batch)
     for target, begin, end in zip(targets, (batch.video, batch.audio), state.values(), strict=True):
         landed = coarse.step(target, time, begin).prev_sample
         torch.testing.assert_close(landed, end, atol=1e-3, rtol=1e-3)
@@ -69,10 +69,14 @@ def test_one_step_lands_where_two_guided_steps_do(tiny_pipeline, time, folded):
 @torch.no_grad()
 def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     model = tiny_pipeline.transformer
-    teacher = Teacher(model, xs_scheduler(), 4, 2.0, 0.5, 3.0, 0.25, model.config.num_classes)
+    teacher = Teacher(model, xs_scheduler(), 4, 2.0, 0.5, 3.0, 0.25, 0.0, model.config.num_classes)
     batch = batch_at(tiny_pipeline, 749, given_frames=4)
     video, audio = teacher.targets(batch)
     assert torch.isfinite(video).all() and torch.isfinite(audio).all()
+    alone = Teacher(model, xs_scheduler(), 4, 1.0, 0.5, 1.0, 0.25, 0.0, model.config.num_classes)
+    torch.testing.assert_close(alone.targets(batch), (video, audio))  # what continues is not guided
+    half = Teacher(model, xs_scheduler(), 4, 2.0, 0.5, 3.0, 0.25, 0.5, model.config.num_classes)
+    assert not torch.allclose(half.targets(batch)[0], video, atol=1e-3)
     batch.video[:, 0] += 3  # the clean first frame is part of what the rest is made from
     assert not torch.allclose(teacher.targets(batch)[0][:, 4:], video[:, 4:], atol=1e-4)
     assert set(teacher.timesteps(torch.Generator().manual_seed(0), 8).tolist()) == {999, 749, 499, 249}
@@ -81,7 +85,7 @@ def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
 @torch.no_grad()
 def test_a_past_with_more_noise_than_the_last_step_does_not_move_the_step(tiny_pipeline):
     model, count = tiny_pipeline.transformer, 8
-    teacher = Teacher(model, xs_scheduler(), count, 1.0, 0.5, 1.0, 0.25, model.config.num_classes)
+    teacher = Teacher(model, xs_scheduler(), count, 1.0, 0.5, 1.0, 0.25, 0.0, model.config.num_classes)
     time = int(teacher.timesteps(torch.Generator().manual_seed(0), count).min())
     batch = batch_at(tiny_pipeline, time, given_frames=4)
     batch.t_video[:, :4], batch.t_audio[batch.given_columns] = time + 26, time + 26

@@ -58,6 +58,7 @@ DEFAULTS = {
     "moving_weight": 1.0,  # most that a cell's error counts for moving more than the clip's mean; 1: all count alike
     "class_repeats": {},  # {"explosion": 2}: clips of that class are drawn twice as often as the others
     "context_noise": 0.15,  # most noise, as a share of the schedule, of what continuations are given
+    "context_contrast": 0.3,  # most change of the log of their pictures' contrast
     "tasks": {"joint": 0.6, "v2a": 0.1, "a2v": 0.1, "image": 0.1, "continuation": 0.1},
     "model": {
         "temporal_width": 128,
@@ -218,6 +219,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         model.config.shared_noise,
         config["moving_weight"],
         config["context_noise"],
+        config["context_contrast"],
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}

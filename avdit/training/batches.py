@@ -95,9 +95,12 @@ class ClipBatches:
         context_noise: Most noise, as a share of the schedule, of what continuations are given. Each clip has its own
             timestep there, which the model is told (as in diffusion forcing, Chen et al. 2024, arXiv 2407.01392), so
             that a stream can distrust its own last window.
+        context_contrast: Most by which the logarithm of the contrast of the pictures that continuations are given is
+            changed, up or down, while what follows has its own. So a stream whose windows come out a little too strong,
+            each the next one's example, is led back.
 
     Raises:
-        ValueError: for a weight below 1, or a share that is not from 0 to 1.
+        ValueError: for a weight below 1, a share that is not from 0 to 1, or a change below 0.
     """
 
     data: TrainingData
@@ -110,12 +113,15 @@ class ClipBatches:
     shared_noise: float
     moving: float = 1.0
     context_noise: float = 0.0
+    context_contrast: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.moving >= 1:
             raise ValueError(f"moving_weight {self.moving!r} must be 1 or more")
         if not 0 <= self.context_noise <= 1:
             raise ValueError(f"context_noise {self.context_noise!r} must be from 0 to 1")
+        if not self.context_contrast >= 0:
+            raise ValueError(f"context_contrast {self.context_contrast!r} must be 0 or more")
 
     def draw(self, generator: torch.Generator) -> ClipBatch:
         """This process's rows of the next batch, on its device."""
@@ -128,10 +134,12 @@ class ClipBatches:
         continued = frames.any(1) & columns.any(1)
         most = round(self.context_noise * (len(self.diffusion.alphas) - 1))
         context = torch.randint(most + 1, (number,), generator=generator) * continued
+        gain = (self.context_contrast * (2 * torch.rand(number, generator=generator) - 1) * continued).exp()
         # What is noised in the whole batch, so that a part in which much is given does not count for more.
         noised_frames, noised_columns = int((~frames).sum()), int((~columns).sum())
         items, device = trainer.mine(items), trainer.accelerator.device
-        dropped, frames, columns, t, context = map(trainer.here, (dropped, frames, columns, t, context))
+        drawn = dropped, frames, columns, t, context, gain
+        dropped, frames, columns, t, context, gain = map(trainer.here, drawn)
         video = shards.get("video", items).to(device).float()
         # The audio latent's time axis leads, so that it lines up with its timesteps.
         sound = shards.get("audio", items).to(device).float().transpose(1, 2)
@@ -140,6 +148,9 @@ class ClipBatches:
         patch = geometry.audio_patch[0]
         rows = columns.repeat_interleave(patch, 1)
         noise = [draw_noise(geometry, self.shared_noise, g, clips=(n,)) for g, n in trainer.draws()]
+        weight = moving_weight(video, self.moving).unsqueeze(1)
+        mean, gain = video.mean((1, 3, 4), keepdim=True), gain.view(-1, 1, 1, 1, 1)
+        video = torch.where(frames[..., None, None, None], mean + gain * (video - mean), video)
         noised_video, video_target = self.diffusion.noised(
             video, torch.cat([v for v, _ in noise]).to(device), t_video, frames & (context == 0)
         )
@@ -161,7 +172,7 @@ class ClipBatches:
             labels=self.data.labels(items, dropped),
             given_video=frames[..., None, None, None],
             given_audio=rows[:, None, :, None],
-            weight_video=moving_weight(video, self.moving).unsqueeze(1),
+            weight_video=weight,
             share_video=noised_frames * frame_size / trainer.parts,
             share_audio=noised_columns * column_size / trainer.parts,
         ).to(trainer.accelerator.device)

@@ -21,6 +21,7 @@ from avdit.generate import Request
 from avdit.models.avdit import AVDiT
 from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.packs import Pack
+from avdit.pipeline import CONTINUATION_GUIDANCE
 from avdit.training.adapters import DEFAULTS as ADAPTERS
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
 from avdit.training.batches import ClipBatch, ClipBatches
@@ -38,10 +39,12 @@ DEFAULTS = {
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
     "joint_guidance": Request.joint_guidance,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
+    "continuation_guidance": CONTINUATION_GUIDANCE,  # share of what guidance adds for clips that continue others
     "factorized": ADAPTERS["factorized"],
     "class_table": ADAPTERS["class_table"],
     "moving_weight": ADAPTERS["moving_weight"],
     "context_noise": ADAPTERS["context_noise"],
+    "context_contrast": ADAPTERS["context_contrast"],
     "class_repeats": ADAPTERS["class_repeats"],
     "tasks": ADAPTERS["tasks"],
     "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
@@ -57,6 +60,7 @@ class Teacher:
         start: Share of the teacher's steps after which guidance leads away from any class, as in the pipeline.
         joint: Guidance of picture and sound by each other in the first steps.
         temporal_start: Share of the steps after which guidance leads away from single images.
+        continuation: Share of what guidance adds that stays for clips that continue what is given.
         empty: The unconditional class.
     """
 
@@ -69,10 +73,11 @@ class Teacher:
         start: float,
         joint: float,
         temporal_start: float,
+        continuation: float,
         empty: int,
     ) -> None:
         self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
-        self.start, self.temporal_start = start, temporal_start
+        self.start, self.temporal_start, self.continuation = start, temporal_start, continuation
         grid = copy.deepcopy(scheduler)
         grid.set_timesteps(2 * steps)
         self.grid = grid.timesteps  # (2 · steps,), falling
@@ -130,6 +135,8 @@ class Teacher:
                 for other, v in zip(others, found, strict=True):
                     other[rows] = v.float()
         scale = torch.where(late | single, self.guidance, self.joint)
+        continued = batch.given_frames.any(1) & batch.given_columns.any(1)
+        scale = torch.where(continued, 1 + self.continuation * (scale - 1), scale)
         return [v + scale.view(-1, *(1,) * (v.ndim - 1)) * (w - v) for w, v in zip(wanted, others, strict=True)]
 
 
@@ -172,7 +179,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     model.freeze_backbone()
     master = copy.deepcopy(model, {id(model.backbone): model.backbone}).requires_grad_(False)
     if config["student"]:
-        pack = Pack.load(Path(config["student"]))
+        pack = Pack.load(Path(config["student"]), lambda _: master.adapter_state_dict())
         if pack.classes != data.classes:
             raise ValueError(f"student {config['student']} has other classes than the pipeline")
         model.load_adapter_state_dict(pack.state)
@@ -200,6 +207,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["guidance_start"],
         config["joint_guidance"],
         config["temporal_guidance_start"],
+        config["continuation_guidance"],
         len(data.classes),
     )
     batches = ClipBatches(
@@ -213,6 +221,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         shared_noise=model.config.shared_noise,
         moving=config["moving_weight"],
         context_noise=config["context_noise"],
+        context_contrast=config["context_contrast"],
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}

@@ -1,0 +1,86 @@
+"""What a clip is made from: picture, sound or latents that a user gives, or a first frame that is made alone."""
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
+
+FIRST_FRAME_STEPS = 16  # of the first frame where it is made alone, each of which costs a sixteenth of a clip's
+FIRST_FRAME_GUIDANCE = 6.0  # by the class there, which settles what the clip shows: below 4 dancers come apart
+Array = np.ndarray | Tensor
+
+
+class ConditionMixin:
+    """How a pipeline comes by the latents that are given to its model clean."""
+
+    def first_frame(self, class_ids: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
+        """Latents (B, 1, C, h, w) of an image of each class (B,), made by the frozen backbone alone."""
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(FIRST_FRAME_STEPS, device=class_ids.device)
+        known = torch.cat([class_ids, torch.full_like(class_ids, self.transformer.config.num_classes)])
+        latents = self.prepare_latents(len(class_ids), generator)[0][:, :1].to(class_ids.device)
+        denoiser = self.denoiser()
+        for t in scheduler.timesteps:
+            state = latents.to(self.transformer.dtype).repeat(2, 1, 1, 1, 1)
+            predicted, _ = denoiser(state, None, t.expand(len(known), 1), None, known, joint=False, temporal=False)
+            wanted, other = predicted.float().chunk(2)
+            guided = other + FIRST_FRAME_GUIDANCE * (wanted - other)
+            latents = scheduler.step(guided, t, latents, return_dict=False)[0]  # new noise makes it worse
+        return latents
+
+    @torch.no_grad()
+    def encode_conditions(
+        self,
+        video: Array | None,
+        audio: Array | None,
+        image: Array | None,
+        given_latents: tuple[Tensor, Tensor] | None,
+        batch: int,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+        """Clean latents of what is given, and which frames (F,) and audio columns (M,) it covers."""
+        clip, device = self.geometry, self._execution_device
+        for name, part, axes in (("image", image, 3), ("video", video, 4), ("audio", audio, 1)):
+            if part is not None and part.ndim != axes and not (part.ndim == axes + 1 and len(part) in (1, batch)):
+                raise ValueError(
+                    f"{name} has shape {tuple(part.shape)}: give {axes} axes, or one entry a clip before them"
+                )
+        frames = torch.zeros(clip.frames, dtype=torch.bool)
+        columns = torch.zeros(clip.audio_columns, dtype=torch.bool)
+        video_latents = audio_latents = None
+        if image is not None:
+            video = torch.as_tensor(image).unsqueeze(-4)
+        if video is not None:
+            pixels = torch.as_tensor(video, dtype=self.video_codec.dtype, device=device)
+            pixels = pixels.unsqueeze(0) if pixels.ndim == 4 else pixels
+            count = 1 if image is not None else clip.frames
+            if pixels.shape[1] < count or tuple(pixels.shape[2:]) != (clip.height, clip.width, 3):
+                raise ValueError(
+                    f"the picture given is {tuple(pixels.shape[1:])}; it must be at least {count} frames of "
+                    f"{clip.height} x {clip.width} x 3"
+                )
+            encoded = self.video_codec.encode(pixels[:, :count].permute(0, 1, 4, 2, 3) * 2 - 1)
+            video_latents = torch.zeros(len(encoded), clip.frames, *clip.video_latent_shape, device=device)
+            video_latents[:, :count] = encoded
+            video_latents = video_latents.expand(batch, -1, -1, -1, -1)
+            frames[:count] = True
+        if audio is not None:
+            sound = torch.as_tensor(audio, dtype=torch.float32, device=device)  # of 8 bits it would hiss
+            sound = sound.unsqueeze(0) if sound.ndim == 1 else sound
+            if sound.shape[1] < clip.samples:
+                raise ValueError(f"the sound given has {sound.shape[1]} samples; it must have at least {clip.samples}")
+            audio_latents = self.audio_codec.encode(sound[:, : clip.samples]).float().expand(batch, -1, -1, -1)
+            columns[:] = True
+        if given_latents is not None:
+            picture, sound = given_latents
+            count, steps = picture.shape[1], sound.shape[2]
+            if not (0 < count < clip.frames and 0 < steps < clip.audio_latent_shape[1]):
+                raise ValueError(
+                    f"the latents given are of {count} frames and {steps} steps of sound; they must be at least 1 and "
+                    f"fewer than the clip's {clip.frames} and {clip.audio_latent_shape[1]}"
+                )
+            video_latents = torch.zeros(batch, clip.frames, *clip.video_latent_shape, device=device)
+            audio_latents = torch.zeros(batch, *clip.audio_latent_shape, device=device)
+            video_latents[:, :count], audio_latents[:, :, :steps] = picture, sound
+            frames[:count] = True
+            columns[: steps // clip.audio_patch[0]] = True
+        return video_latents, audio_latents, frames.to(device), columns.to(device)
