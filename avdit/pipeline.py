@@ -20,7 +20,7 @@ from avdit.models.noise import draw_noise
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import PackMixin
 
-CONTINUATION_GUIDANCE = 0.0  # share of what guidance adds that continuations keep
+GIVEN_GUIDANCE = 0.0  # share of what guidance adds that a modality keeps of which a part is given
 SAMPLERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
@@ -204,7 +204,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         image: Array | None = None,
         given_latents: tuple[Tensor, Tensor] | None = None,
         context_noise: float = 0.0,
-        continuation_guidance: float = CONTINUATION_GUIDANCE,
+        given_guidance: float = GIVEN_GUIDANCE,
         latents: tuple[Tensor, Tensor] | None = None,
         turbo: bool = False,
         factorized: bool | None = None,
@@ -238,8 +238,9 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 such as the last ones of the clip before; of sound, whole audio columns are used.
             context_noise: Noise, as a share of the schedule, in which ``given_latents`` are shown to the model, so that
                 it does not take over their faults; what is returned holds them as they were given.
-            continuation_guidance: Share of what guidance adds that stays where ``given_latents`` are continued. They
-                settle most of what guidance would, and it would add contrast, window by window.
+            given_guidance: Share of what guidance adds that stays for a modality of which a part is given, the first
+                frame or the latents that are continued; of their guidance by each other, where it is so of both. What
+                is given settles most of what guidance would, which adds contrast beside it, window by window.
             latents: Noise of picture and sound, in place of drawing it.
             turbo: Use the pack's turbo adapters: their own few steps, no guidance, no new noise, the sampler ``ddim``.
             factorized: Where no picture is given, make the first frame alone, as an image of the frozen backbone, and
@@ -262,7 +263,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 "guidance_start": guidance_start,
                 "temporal_guidance_start": temporal_guidance_start,
                 "context_noise": context_noise,
-                "continuation_guidance": continuation_guidance,
+                "given_guidance": given_guidance,
                 "eta": eta,
             },
             output_type,
@@ -280,10 +281,6 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         self.use_pack(self.turbo_pack(pack) if turbo else pack)
         device, dtype, batch = self._execution_device, self.transformer.dtype, len(labels)
         audio_guidance_scale = guidance_scale if audio_guidance_scale is None else audio_guidance_scale
-        if given_latents is not None:
-            scales = guidance_scale, audio_guidance_scale, joint_guidance_scale
-            eased = [1 + continuation_guidance * (scale - 1) for scale in scales]
-            guidance_scale, audio_guidance_scale, joint_guidance_scale = eased
 
         # 2. Draw the noise and encode what is given.
         video_latents, audio_latents = latents or self.prepare_latents(batch, generator)
@@ -302,6 +299,12 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             clean_video = torch.zeros_like(video_latents)
             clean_video[:, :1] = self.first_frame(class_ids, generator)
             frames[0] = True
+        in_part = [bool(part.any() and not part.all()) for part in (frames, columns)]
+        guidance_scale, audio_guidance_scale = (
+            1 + (given_guidance if some else 1.0) * (scale - 1)
+            for some, scale in zip(in_part, (guidance_scale, audio_guidance_scale), strict=True)
+        )
+        joint_guidance_scale = 1 + (given_guidance if all(in_part) else 1.0) * (joint_guidance_scale - 1)
         keep_video = frames.view(1, -1, 1, 1, 1)
         keep_audio = columns.repeat_interleave(self.geometry.audio_patch[0]).view(1, 1, -1, 1)
 

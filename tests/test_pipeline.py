@@ -100,7 +100,7 @@ def test_what_guidance_leads_away_from_changes_with_the_steps(pipe):
     single, never = {"temporal_guidance_start": 0.0}, {"temporal_guidance_start": 1.0}
     assert not torch.allclose(after(3, **weak), after(3, **weak, **never), atol=1e-3)
     assert not torch.allclose(after(0, **weak, **single), after(0, **strong, **single), atol=1e-3)
-    for name in ("guidance_start", "temporal_guidance_start", "context_noise", "continuation_guidance"):
+    for name in ("guidance_start", "temporal_guidance_start", "context_noise", "given_guidance"):
         with pytest.raises(ValueError, match=f"^{name} = 2"):
             after(0, **{name: 2})
 
@@ -131,7 +131,7 @@ def test_what_is_given_comes_back_untouched(pipe):
     assert not torch.allclose(*continued, atol=1e-3)
     scales = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0}
     for share, same in ((0.0, True), (1.0, False)):  # guidance leaves alone what continues, unless it is asked for
-        settings |= {"generator": seeded(0), "continuation_guidance": share}
+        settings |= {"generator": seeded(0), "given_guidance": share}
         free = pipe("thunder", given_latents=(clean_video[:, -4:], clean_audio[:, :, -10:]), **settings)
         assert torch.allclose(free.frames[:, 4:], continued[1], atol=1e-4) == same
     settings |= {"generator": seeded(0), **scales}

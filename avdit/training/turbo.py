@@ -21,7 +21,7 @@ from avdit.generate import Request
 from avdit.models.avdit import AVDiT
 from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.packs import Pack
-from avdit.pipeline import CONTINUATION_GUIDANCE
+from avdit.pipeline import GIVEN_GUIDANCE
 from avdit.training.adapters import DEFAULTS as ADAPTERS
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
 from avdit.training.batches import ClipBatch, ClipBatches
@@ -39,7 +39,7 @@ DEFAULTS = {
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
     "joint_guidance": Request.joint_guidance,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
-    "continuation_guidance": CONTINUATION_GUIDANCE,  # share of what guidance adds for clips that continue others
+    "given_guidance": GIVEN_GUIDANCE,  # share of what guidance adds where a part of a modality is given
     "factorized": ADAPTERS["factorized"],
     "class_table": ADAPTERS["class_table"],
     "moving_weight": ADAPTERS["moving_weight"],
@@ -60,7 +60,7 @@ class Teacher:
         start: Share of the teacher's steps after which guidance leads away from any class, as in the pipeline.
         joint: Guidance of picture and sound by each other in the first steps.
         temporal_start: Share of the steps after which guidance leads away from single images.
-        continuation: Share of what guidance adds that stays for clips that continue what is given.
+        given: Share of what guidance adds that stays for a modality of which a part is given.
         empty: The unconditional class.
     """
 
@@ -73,11 +73,11 @@ class Teacher:
         start: float,
         joint: float,
         temporal_start: float,
-        continuation: float,
+        given: float,
         empty: int,
     ) -> None:
         self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
-        self.start, self.temporal_start, self.continuation = start, temporal_start, continuation
+        self.start, self.temporal_start, self.given = start, temporal_start, given
         grid = copy.deepcopy(scheduler)
         grid.set_timesteps(2 * steps)
         self.grid = grid.timesteps  # (2 · steps,), falling
@@ -134,10 +134,15 @@ class Teacher:
                 found = self.model(*(part[rows] for part in inputs), joint=False, temporal=temporal)
                 for other, v in zip(others, found, strict=True):
                     other[rows] = v.float()
-        scale = torch.where(late | single, self.guidance, self.joint)
-        continued = batch.given_frames.any(1) & batch.given_columns.any(1)
-        scale = torch.where(continued, 1 + self.continuation * (scale - 1), scale)
-        return [v + scale.view(-1, *(1,) * (v.ndim - 1)) * (w - v) for w, v in zip(wanted, others, strict=True)]
+        # What is given in part is guided as in the pipeline.
+        in_part = [given.any(1) & ~given.all(1) for given in (batch.given_frames, batch.given_columns)]
+        joint = 1 + torch.where(in_part[0] & in_part[1], self.given, 1.0) * (self.joint - 1)
+        guided = []
+        for v, w, some in zip(wanted, others, in_part, strict=True):
+            alone = 1 + torch.where(some, self.given, 1.0) * (self.guidance - 1)
+            scale = torch.where(late | single, alone, joint)
+            guided.append(w + scale.view(-1, *(1,) * (v.ndim - 1)) * (v - w))
+        return guided
 
 
 def fast(master: AVDiT, trainer: Trainer) -> nn.Module | FoldedAVDiT:
@@ -207,7 +212,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["guidance_start"],
         config["joint_guidance"],
         config["temporal_guidance_start"],
-        config["continuation_guidance"],
+        config["given_guidance"],
         len(data.classes),
     )
     batches = ClipBatches(
