@@ -20,7 +20,7 @@ from avdit.models.noise import draw_noise
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import PackMixin
 
-GIVEN_GUIDANCE = 0.0  # share of what guidance adds that a modality keeps of which a part is given
+GIVEN_GUIDANCE = 0.0  # share of what guidance adds that a picture keeps of which a part is given
 SAMPLERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
@@ -238,9 +238,10 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 such as the last ones of the clip before; of sound, whole audio columns are used.
             context_noise: Noise, as a share of the schedule, in which ``given_latents`` are shown to the model, so that
                 it does not take over their faults; what is returned holds them as they were given.
-            given_guidance: Share of what guidance adds that stays for a modality of which a part is given, the first
-                frame or the latents that are continued; of their guidance by each other, where it is so of both. What
-                is given settles most of what guidance would, which adds contrast beside it, window by window.
+            given_guidance: Share of what ``guidance_scale`` adds that stays for a picture of which a part is given: the
+                first frame, or what is continued. That settles most of what guidance would, which beside it adds
+                contrast, window by window. Guidance of picture and sound by each other stays: without it, events of
+                later windows fall apart.
             latents: Noise of picture and sound, in place of drawing it.
             turbo: Use the pack's turbo adapters: their own few steps, no guidance, no new noise, the sampler ``ddim``.
             factorized: Where no picture is given, make the first frame alone, as an image of the frozen backbone, and
@@ -299,12 +300,8 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             clean_video = torch.zeros_like(video_latents)
             clean_video[:, :1] = self.first_frame(class_ids, generator)
             frames[0] = True
-        in_part = [bool(part.any() and not part.all()) for part in (frames, columns)]
-        guidance_scale, audio_guidance_scale = (
-            1 + (given_guidance if some else 1.0) * (scale - 1)
-            for some, scale in zip(in_part, (guidance_scale, audio_guidance_scale), strict=True)
-        )
-        joint_guidance_scale = 1 + (given_guidance if all(in_part) else 1.0) * (joint_guidance_scale - 1)
+        if frames.any() and not frames.all():
+            guidance_scale = 1 + given_guidance * (guidance_scale - 1)
         keep_video = frames.view(1, -1, 1, 1, 1)
         keep_audio = columns.repeat_interleave(self.geometry.audio_patch[0]).view(1, 1, -1, 1)
 

@@ -39,8 +39,8 @@ LINE_SECONDS = 1.0  # between two changes of a stream's line, each of which cost
 TEXTS = {
     "generate": "",
     "stream": "Window after window, each continuing the last, until you press Stop. "
-    "**Class and steps can be changed while it plays**; the scene moves over to the new class. Guidance is for the "
-    "window that begins a scene: what continues it is settled by what came before.",
+    "**Class and steps can be changed while it plays**; the scene moves over to the new class. Guidance of the picture "
+    "is for the window that begins a scene: what continues it is settled by what came before.",
     "video": "The sound that fits your video.",
     "sound": "A picture that fits your sound.",
     "picture": "Your picture is the first frame; what follows, and its sound, is made.",

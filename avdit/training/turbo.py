@@ -39,7 +39,7 @@ DEFAULTS = {
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
     "joint_guidance": Request.joint_guidance,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
-    "given_guidance": GIVEN_GUIDANCE,  # share of what guidance adds where a part of a modality is given
+    "given_guidance": GIVEN_GUIDANCE,  # share of what guidance adds to a picture that is given in part
     "factorized": ADAPTERS["factorized"],
     "class_table": ADAPTERS["class_table"],
     "moving_weight": ADAPTERS["moving_weight"],
@@ -60,7 +60,7 @@ class Teacher:
         start: Share of the teacher's steps after which guidance leads away from any class, as in the pipeline.
         joint: Guidance of picture and sound by each other in the first steps.
         temporal_start: Share of the steps after which guidance leads away from single images.
-        given: Share of what guidance adds that stays for a modality of which a part is given.
+        given: Share of what guidance adds that stays for a picture of which a part is given.
         empty: The unconditional class.
     """
 
@@ -134,15 +134,14 @@ class Teacher:
                 found = self.model(*(part[rows] for part in inputs), joint=False, temporal=temporal)
                 for other, v in zip(others, found, strict=True):
                     other[rows] = v.float()
-        # What is given in part is guided as in the pipeline.
-        in_part = [given.any(1) & ~given.all(1) for given in (batch.given_frames, batch.given_columns)]
-        joint = 1 + torch.where(in_part[0] & in_part[1], self.given, 1.0) * (self.joint - 1)
-        guided = []
-        for v, w, some in zip(wanted, others, in_part, strict=True):
-            alone = 1 + torch.where(some, self.given, 1.0) * (self.guidance - 1)
-            scale = torch.where(late | single, alone, joint)
-            guided.append(w + scale.view(-1, *(1,) * (v.ndim - 1)) * (v - w))
-        return guided
+        # A picture that is given in part is guided less, as in the pipeline.
+        in_part = batch.given_frames.any(1) & ~batch.given_frames.all(1)
+        picture = 1 + torch.where(in_part, self.given, 1.0) * (self.guidance - 1)
+        scales = (torch.where(late | single, alone, self.joint) for alone in (picture, self.guidance))
+        return [
+            w + scale.view(-1, *(1,) * (v.ndim - 1)) * (v - w)
+            for scale, v, w in zip(scales, wanted, others, strict=True)
+        ]
 
 
 def fast(master: AVDiT, trainer: Trainer) -> nn.Module | FoldedAVDiT:
