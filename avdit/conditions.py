@@ -37,7 +37,14 @@ class ConditionMixin:
         given_latents: tuple[Tensor, Tensor] | None,
         batch: int,
     ) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
-        """Clean latents of what is given, and which frames (F,) and audio columns (M,) it covers."""
+        """Clean latents (B, F, C, h, w) and (B, C, T, f) of what is given, None where nothing of a modality is.
+
+        Returns:
+            Both, and which frames (F,) and audio columns (M,) they cover.
+
+        Raises:
+            ValueError: for a part of the wrong number of axes, size or length.
+        """
         clip, device = self.geometry, self._execution_device
         for name, part, axes in (("image", image, 3), ("video", video, 4), ("audio", audio, 1)):
             if part is not None and part.ndim != axes and not (part.ndim == axes + 1 and len(part) in (1, batch)):
