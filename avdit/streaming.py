@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 OVERLAP = 4  # frames of the last window that the next one is given
 CONTEXT_NOISE = 0.1  # in which it sees them, as a share of the schedule: else it would take over their faults
+CONTRAST_STEP = 0.3  # most of a window's contrast that is taken from it for coming out stronger than what it continues
+CONTRAST_RETURN = 0.2  # of the way, in logarithms, back to the contrast of the scene's first window
 FADE_SECONDS = 0.01  # of sound over which two windows are blended
 
 Window = tuple[np.ndarray, np.ndarray]  # frames (F, H, W, 3) in [0, 1], their sound (samples,)
@@ -111,8 +113,26 @@ def denoised(
             )
             precision = precision_here(pipe._execution_device)
         label, number = now["class_labels"], number + 1
-        condition = {"given_latents": (made.frames[:, -OVERLAP:], made.audio[:, :, -sound_steps:])}
-        yield Denoised(made.frames, made.audio, continues, precision)
+        if not continues:
+            contrast = made.frames.std()
+        video = led_back(made.frames, contrast) if continues else made.frames
+        condition = {"given_latents": (video[:, -OVERLAP:], made.audio[:, :, -sound_steps:])}
+        yield Denoised(video, made.audio, continues, precision)
+
+
+def led_back(video: Tensor, contrast: Tensor) -> Tensor:
+    """The latents (1, F, C, h, w) of a continuation, whose new frames begin with the contrast of those it was given.
+
+    Left alone they come out up to a fifth stronger, and are the next window's example: a picture that pulses with the
+    windows, and after twenty of them little but black and white. What changes later in a window stays as it is.
+
+    Args:
+        contrast: That of the scene's first window, to which the stream is slowly led back.
+    """
+    shown, fresh = video[:, :OVERLAP], video[:, OVERLAP:]
+    wanted = torch.lerp(shown.std().log(), contrast.log(), CONTRAST_RETURN).exp()
+    gain = (wanted / fresh[:, :OVERLAP].std()).clamp(1 - CONTRAST_STEP, 1)
+    return torch.cat([shown, gain * fresh], 1)
 
 
 def one_ahead(items: Generator[Denoised, None, None]) -> Iterator[Denoised]:

@@ -17,7 +17,7 @@ from avdit.demo.turns import Turns
 from avdit.generate import Request, Stopped
 from avdit.media import probe
 from avdit.pipeline import AVDiTPipeline
-from avdit.streaming import OVERLAP, windows
+from avdit.streaming import CONTRAST_STEP, OVERLAP, led_back, windows
 from benchmarks.page_stream import Fetched, choose, marked_stream, measure
 from benchmarks.page_stream import play as play_stream
 
@@ -163,6 +163,20 @@ def test_windows_are_as_long_in_sound_as_in_picture_and_dissolve(tiny_pipeline):
     joint = made[2][0]  # the old scene gives way frame by frame
     steps = np.abs(np.diff(np.concatenate([made[1][0][-1:], joint[: OVERLAP + 1]]), axis=0)).mean((1, 2, 3))
     assert steps.max() < 3 * steps.mean()
+
+
+def test_a_window_begins_as_strong_as_what_it_continues():
+    scene = torch.randn(1, 16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    scene /= scene.std((2, 3, 4), keepdim=True)
+    stronger = torch.cat([scene[:, :OVERLAP], 1.2 * scene[:, OVERLAP:]], 1)
+    torch.testing.assert_close(led_back(stronger, torch.tensor(1.0)), scene, rtol=0.02, atol=0.02)
+    flash = stronger.clone()
+    flash[:, 10] *= 3  # what happens later in a window stays as bright beside its neighbours
+    torch.testing.assert_close(led_back(flash, torch.tensor(1.0))[:, 10], 3 * scene[:, 10], rtol=0.02, atol=0.02)
+    weaker = torch.cat([scene[:, :OVERLAP], 0.7 * scene[:, OVERLAP:]], 1)
+    assert torch.equal(led_back(weaker, torch.tensor(1.0)), weaker)
+    faded = led_back(stronger, torch.tensor(0.5))[:, OVERLAP:].std()  # a stream that has become stronger than it began
+    assert 1 - CONTRAST_STEP < faded < 0.95
 
 
 def test_windows_are_the_same_whether_or_not_the_next_one_is_made_beside(tiny_pipeline, monkeypatch):

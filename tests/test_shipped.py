@@ -108,11 +108,11 @@ def test_music_is_of_its_genre(dances):
 
 @pytest.mark.parametrize("sampler", ["ddim", "turbo"])
 def test_streams_keep_their_contrast(shipped_pipeline, sampler):
-    """Each window is the next one's example: what is a little too much in one grows. Guided, a fire grows by 1.8."""
+    """Each window is the next one's example: what is a little too much in one grows. Left alone a fire's grows 1.5."""
     asked = settings_of(Request("fire crackling", sampler=sampler))
     made = windows(shipped_pipeline, lambda: dict(asked), torch.Generator().manual_seed(5), count=9)
     contrasts = [frames.std() for frames, _ in made]
-    assert 0.8 < contrasts[-1] / contrasts[0] < 1.65
+    assert 0.8 < contrasts[-1] / contrasts[0] < 1.25
 
 
 def test_dancers_keep_their_clothes(dances):
