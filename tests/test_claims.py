@@ -30,7 +30,7 @@ def command(tiny_checkpoint, tmp_path):
     words = [str(tmp_path / "claims"), "--config", str(tmp_path / "config.json")]
     for name, folder in folders.items():
         words += [f"--{name}", str(folder)]
-    return [*words, "--steps", "3", "--clips", "1", "--sampling-steps", "1"]
+    return [*words, "--steps", "3", "--clips", "1", "--event-clips", "1", "--sampling-steps", "1"]
 
 
 def test_variants_and_their_table(command, tmp_path, capsys):
@@ -59,6 +59,7 @@ def test_variants_and_their_table(command, tmp_path, capsys):
         (["--latents", "nowhere"], "nowhere/latents/landscape does not exist"),
         (["--pack", "dance"], "latents/dance does not exist"),
         (["--clips", "0"], "--clips 0 must be"),
+        (["--event-clips", "0"], "--event-clips 0 must be 1 or more"),
     ],
 )
 def test_wrong_input_ends_with_one_sentence(command, change, message, tmp_path, capsys):
