@@ -113,6 +113,15 @@ def added(told: State, base: State) -> State:
     return state
 
 
+def is_turbo(path: Path) -> bool:
+    """Whether a pack's file says that it needs another pack of its classes, whatever the folders are called."""
+    try:
+        with safe_open(path, "pt") as file:
+            return json.loads((file.metadata() or {}).get("steps", "null")) is not None
+    except (SafetensorError, OSError, json.JSONDecodeError):
+        return False  # reading it whole says what is wrong
+
+
 class PackMixin:
     """What a pipeline does with its packs: they take turns on the one backbone, and a class chooses its pack."""
 
@@ -126,7 +135,7 @@ class PackMixin:
     def from_pretrained(cls, folder: str | Path, **kwargs: Any) -> "PackMixin":
         """Load a pipeline as diffusers does, with the packs in its folder ``packs``."""
         pipe = super().from_pretrained(folder, **kwargs)
-        for path in sorted(Path(folder).glob(f"packs/*/{PACK_FILE}")):
+        for path in sorted(Path(folder).glob(f"packs/*/{PACK_FILE}"), key=lambda path: (is_turbo(path), path)):
             pipe.add_pack(path.parent.name, Pack.load(path.parent, pipe.adapters_of))
         return pipe
 

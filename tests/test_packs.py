@@ -31,6 +31,10 @@ def clip(pipe, label):
     return pipe(label, generator=torch.Generator().manual_seed(0), **SETTINGS)
 
 
+def quick(pipe, label):
+    return pipe(label, turbo=True, generator=torch.Generator().manual_seed(0), output_type="latent")
+
+
 def test_class_chooses_the_pack(pipe, tmp_path):
     before = clip(pipe, "thunder")
     pipe.add_pack("dance", other_pack(pipe))
@@ -64,39 +68,42 @@ def test_compact_packs_make_nearly_the_same_clips(pipe, tmp_path):
     noise = torch.Generator().manual_seed(2)
     distilled = {name: value + 0.01 * torch.randn(value.shape, generator=noise) for name, value in own.items()}
     turbo = Pack(pipe.classes, distilled, steps=2)
-    pipe.add_pack("own-turbo", turbo)
-    joint, made = (
-        clip(pipe, "thunder"),
-        pipe("thunder", turbo=True, generator=torch.Generator().manual_seed(0), output_type="latent"),
+
+    def saved(name, pack, into):
+        into.add_pack("own-turbo", pack)
+        into.save_pretrained(tmp_path / name)
+        return (tmp_path / name / "packs" / "own-turbo" / PACK_FILE).stat().st_size
+
+    full = replace(turbo, state={k: v.bfloat16() for k, v in distilled.items()})
+    sizes = (
+        saved("full", full, copy.deepcopy(pipe)),
+        saved("compact", replace(turbo, compact=True), copy.deepcopy(pipe)),
     )
-    sizes = []
-    for name, pack in (
-        ("full", replace(turbo, state={k: v.bfloat16() for k, v in distilled.items()})),
-        (
-            "compact",
-            replace(turbo, compact=True),
-        ),
-    ):
-        pipe._packs["own-turbo"] = pack
-        pipe.save_pretrained(tmp_path / name)
-        sizes.append((tmp_path / name / "packs" / "own-turbo" / PACK_FILE).stat().st_size)
+    pipe.add_pack("own-turbo", turbo)
+    joint, made = clip(pipe, "thunder"), quick(pipe, "thunder")
     assert sizes[1] < 0.65 * sizes[0]
     again = AVDiTPipeline.from_pretrained(tmp_path / "compact")
-    restored = again("thunder", turbo=True, generator=torch.Generator().manual_seed(0), output_type="latent")
+    restored = quick(again, "thunder")
     far, near = ((other - made.frames).abs().mean() for other in (joint.frames, restored.frames))
     assert 0 < near < 0.1 * far
     again.save_pretrained(tmp_path / "twice")  # it stays compact and loses nothing more
     twice = AVDiTPipeline.from_pretrained(tmp_path / "twice")
-    assert torch.allclose(
-        twice("thunder", turbo=True, generator=torch.Generator().manual_seed(0), output_type="latent").frames,
-        restored.frames,
-        atol=1e-4,
-    )
+    assert torch.allclose(quick(twice, "thunder").frames, restored.frames, atol=1e-4)
     alone = tmp_path / "compact" / "packs" / "own-turbo"
     with pytest.raises(ValueError, match="differences from other adapters, and none were given"):
         Pack.load(alone)
     with pytest.raises(ValueError, match="is in one of them alone"):
         Pack.load(alone, lambda classes: dict(list(own.items())[1:]))
+
+
+def test_packs_load_whatever_their_folders_are_called(pipe, tmp_path):
+    dance = other_pack(pipe)
+    pipe.add_pack("dance", dance)
+    pipe.add_pack("a-quick-dance", replace(dance, steps=2, compact=True))  # before the pack that it needs, by name
+    pipe.save_pretrained(tmp_path)
+    again = AVDiTPipeline.from_pretrained(tmp_path)
+    assert again.packs == pipe.packs and again.turbo_steps("house") == 2
+    assert torch.allclose(quick(again, "house").frames, quick(pipe, "house").frames, atol=1e-4)
 
 
 def test_packs_that_cannot_be_used(pipe, tmp_path):
