@@ -63,6 +63,10 @@ class ClipBatch:
         values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
         return ClipBatch(**values)
 
+    def rows(self, chosen: Tensor) -> "ClipBatch":
+        """Those clips alone of which ``chosen`` (B,) is true."""
+        return ClipBatch(**{k: v[chosen] if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+
     @property
     def given_frames(self) -> Tensor:
         """Which frames are given, (B, F) bool."""

@@ -3,11 +3,12 @@
     python -m avdit train turbo --config turbo.json --out runs/turbo    # {"pipeline": DIR} at least
 
 Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512) with the guidance folded in (Meng et al. 2023,
-arXiv 2210.03142): one step of the student must land where two guided steps of the teacher land. Only adapters train,
+arXiv 2210.03142): one step of the student must land where some guided steps of the teacher land. Only adapters train,
 and only at the timesteps that are ever used. The result is a pack that takes the place of its teacher's.
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ DEFAULTS = {
     "student": None,  # folder of the pack that the student begins with; null: with its teacher's
     "clips": 160,  # rendered clips a class
     "steps": 4,  # of the student's sampler
+    "substeps": 2,  # of its teacher for each of them
+    "early_substeps": 4,  # in the first half of them, where events find their moment
     "guidance": Request.guidance,  # of the teacher
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
     "joint_guidance": Request.joint_guidance,  # of picture and sound by each other in its first steps
@@ -52,11 +55,11 @@ DEFAULTS = {
 
 
 class Teacher:
-    """Two steps of guided DDIM for every step of the student.
+    """Some steps of guided DDIM for every step of the student.
 
     Args:
         model: The trained model, whose gradients are not wanted; or the same, folded.
-        steps: The student's steps.
+        substeps: Of the teacher for each of the student's steps.
         start: Share of the teacher's steps after which guidance leads away from any class, as in the pipeline.
         joint: Guidance of picture and sound by each other in the first steps.
         temporal_start: Share of the steps after which guidance leads away from single images.
@@ -68,7 +71,7 @@ class Teacher:
         self,
         model: nn.Module | FoldedAVDiT,
         scheduler: DDIMScheduler,
-        steps: int,
+        substeps: Sequence[int],
         guidance: float,
         start: float,
         joint: float,
@@ -78,18 +81,23 @@ class Teacher:
     ) -> None:
         self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
         self.start, self.temporal_start, self.given = start, temporal_start, given
-        grid = copy.deepcopy(scheduler)
-        grid.set_timesteps(2 * steps)
-        self.grid = grid.timesteps  # (2 · steps,), falling
-        self.alphas = torch.cat([scheduler.alphas_cumprod[self.grid], scheduler.final_alpha_cumprod.view(1)]).float()
+        coarse = copy.deepcopy(scheduler)
+        coarse.set_timesteps(len(substeps))
+        self.starts, self.substeps = coarse.timesteps, torch.tensor(substeps)  # (steps,), the first falling
+        ends = torch.cat([self.starts[1:], torch.tensor([-1])])  # at the last end nothing is noised
+        share = torch.arange(max(substeps) + 1) / self.substeps.unsqueeze(1)  # of each step, (steps, most + 1)
+        # Rounded as the scheduler does, whose own times these are where all steps have as many.
+        self.grid = (self.starts.unsqueeze(1) + 1 - (self.starts - ends).unsqueeze(1) * share.clamp(max=1)).round() - 1
+        self.grid = self.grid.long()
+        alphas = torch.cat([scheduler.alphas_cumprod, scheduler.final_alpha_cumprod.view(1)]).float()
+        self.alphas = alphas[self.grid]  # (steps, most + 1), as time -1 is the last in the list
         if scheduler.config.prediction_type != "v_prediction":
             raise ValueError("turbo adapters are distilled from a model that predicts the velocity")
 
     def timesteps(self, generator: torch.Generator, number: int) -> Tensor:
         """Timesteps (number,) of the student's sampler, each as often as the others."""
-        starts = self.grid[::2]
         order = torch.randperm(number, generator=generator)
-        return starts[(order + torch.randint(len(starts), (), generator=generator)) % len(starts)]
+        return self.starts[(order + torch.randint(len(self.starts), (), generator=generator)) % len(self.starts)]
 
     @torch.no_grad()
     def targets(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
@@ -100,21 +108,25 @@ class Teacher:
             batch.t_audio.masked_fill(batch.given_columns, 0).amax(1),
         )
         time = torch.maximum(*times)
-        place = (self.grid.to(time.device).unsqueeze(0) == time.unsqueeze(1)).int().argmax(1)
-        alphas = self.alphas.to(time.device)
+        starts, substeps, grid, alphas = (
+            told.to(time.device) for told in (self.starts, self.substeps, self.grid, self.alphas)
+        )
+        place = (starts.unsqueeze(0) == time.unsqueeze(1)).int().argmax(1)
+        count = substeps[place]
         state = [batch.video, batch.audio]
-        given = [batch.given_video, batch.given_audio]
-        for k in range(2):
-            now = self.grid.to(time.device)[place + k]
-            predicted = self.guided(batch, state, now, (place + k) / len(self.grid))
-            a_now, a_next = alphas[place + k], alphas[place + k + 1]
-            for i, (x, v) in enumerate(zip(state, predicted, strict=True)):
-                (a, s), (a_new, s_new) = (scales(value, x) for value in (a_now, a_next))
+        for k in range(int(count.max())):
+            rows = count > k
+            part, at = batch.rows(rows), place[rows]
+            now = [x[rows] for x in state]
+            done = (at + k / count[rows]) / len(starts)
+            predicted = self.guided(part, now, grid[at, k], done)
+            for i, (x, v, given) in enumerate(zip(now, predicted, (part.given_video, part.given_audio), strict=True)):
+                (a, s), (a_new, s_new) = (scales(alphas[at, k + j], x) for j in (0, 1))
                 moved = a_new * (a * x - s * v) + s_new * (s * x + a * v)
-                state[i] = torch.where(given[i], x, moved)
+                state[i] = state[i].index_put((rows,), torch.where(given, x, moved))
         out = []
         for start, end in zip((batch.video, batch.audio), state, strict=True):
-            (a, s), (a_new, s_new) = (scales(alphas[place + k], start) for k in (0, 2))
+            (a, s), (a_new, s_new) = (scales(alphas[place, k], start) for k in (0, -1))
             clean = (end * s - start * s_new) / (a_new * s - a * s_new)  # of the one step from start to end
             out.append((a * start - clean) / s)
         return out[0], out[1]
@@ -172,6 +184,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     steps = config["steps"]
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise ValueError(f"steps {steps!r} must be a whole number of 1 or more")
+    substeps = [config["early_substeps"]] * (steps // 2) + [config["substeps"]] * (steps - steps // 2)
+    if min(substeps) < 1:
+        raise ValueError(f"substeps {substeps} must be 1 or more")
     config, classes, scheduler = from_pipeline(config)
     settings = trainer_config({**DEFAULTS["train"], **config.get("train", {})})
     geometry = geometry_of(config)
@@ -206,7 +221,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     teacher = Teacher(
         fast(master, trainer),
         scheduler,
-        steps,
+        substeps,
         config["guidance"],
         config["guidance_start"],
         config["joint_guidance"],
