@@ -43,6 +43,7 @@ SIZES = {
     "interaction_pool": 2,
     "exchange_features": 8,
     "anchor_rank": 4,
+    "temporal_rank": 4,
 }
 
 
@@ -187,7 +188,7 @@ def test_picture_and_sound_hear_each_other(sizes):
 @torch.no_grad()
 def test_anchors_are_added_and_left_out():
     without, (video, *rest) = joint_model(trained=True, temporal_width=0, interaction_every=0, anchor_rank=0), inputs()
-    anchored = without.with_anchor(4)
+    anchored = without.with_parts(anchor_rank=4)
     assert anchored.config.anchor_rank == 4 and anchored.config.lora_rank == without.config.lora_rank
     other = video.clone()
     other[:, 0] += 1
@@ -204,6 +205,24 @@ def test_anchors_are_added_and_left_out():
 
 
 @torch.no_grad()
+def test_temporal_attention_is_told_timestep_and_class():
+    without, (video, audio, t_video, t_audio, labels) = joint_model(trained=True, temporal_rank=0), inputs()
+    told = without.with_parts(temporal_rank=4)
+    assert told.config.temporal_rank == 4 and told.config.lora_rank == without.config.lora_rank
+    sample = (video, audio, t_video, t_audio, labels)
+    torch.testing.assert_close(told(*sample), without(*sample))  # fresh, it changes nothing
+    temporal = told.adapters[0].temporal
+    x, c = torch.randn(GEOMETRY.frames, 4, 64), torch.randn(GEOMETRY.frames, 1, 64)
+    same = temporal(x, c, GEOMETRY.frames)
+    assert torch.equal(temporal(x, c + 1, GEOMETRY.frames), same)
+    randomise(temporal.modulation)
+    assert not torch.allclose(temporal(x, c, GEOMETRY.frames), same)
+    assert not torch.allclose(temporal(x, c + 1, GEOMETRY.frames), temporal(x, c, GEOMETRY.frames))
+    told.load_adapter_state_dict(without.adapter_state_dict())  # a pack from before there was such a layer
+    torch.testing.assert_close(told(*sample), without(*sample))
+
+
+@torch.no_grad()
 def test_exchange_keeps_the_moment():
     exchange = randomise(TimeExchange(16, 8, frames=16, columns=20, rows=4))
     video, audio = torch.randn(1, 16, 9, 16), torch.randn(1, 80, 16)
@@ -217,7 +236,7 @@ def test_exchange_keeps_the_moment():
     assert set(moved.nonzero().flatten().tolist()) <= {9, 10, 11} and moved.argmax() == 10
 
 
-LEFT_OUT = ["temporal_width", "lora_rank", "interaction_every", "exchange_features", "anchor_rank"]
+LEFT_OUT = ["temporal_width", "lora_rank", "interaction_every", "exchange_features", "anchor_rank", "temporal_rank"]
 
 
 @pytest.mark.parametrize("left_out", LEFT_OUT)

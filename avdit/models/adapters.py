@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce, repeat
 from torch import Tensor, nn
 
-from avdit.models.dit import Attention, attend, sincos_1d
+from avdit.models.dit import Attention, attend, modulate, sincos_1d
 
 UNHEEDED = -8192.0  # an anchor's bias that no softmax shows; finite, as packs are averaged and subtracted
 
@@ -57,9 +57,15 @@ class Anchor(nn.Module):
 
 
 class TemporalAttention(nn.Module):
-    """Attention along the frames at each place, through a bottleneck; the way back starts at zero."""
+    """Attention along the frames at each place, through a bottleneck; the way back starts at zero.
 
-    def __init__(self, width: int, bottleneck: int, frames: int, head_width: int = 32) -> None:
+    Args:
+        rank: Rank of the layer by which timestep and class shift, scale and gate what is in the bottleneck, as adaptive
+            normalisation does in the blocks (Peebles and Xie 2022, arXiv 2212.09748); 0: frames see each other alike at
+            any noise and in any class. It starts as no change.
+    """
+
+    def __init__(self, width: int, bottleneck: int, frames: int, head_width: int = 32, *, rank: int = 0) -> None:
         super().__init__()
         self.heads = max(1, bottleneck // head_width)
         self.norm = nn.LayerNorm(width, eps=1e-6)
@@ -67,14 +73,20 @@ class TemporalAttention(nn.Module):
         self.qkv = nn.Linear(bottleneck, 3 * bottleneck)
         self.up = nn.Linear(bottleneck, width)
         self.positions = nn.Parameter(sincos_1d(bottleneck, torch.arange(frames)))
+        self.modulation = LoRA(width, 3 * bottleneck, rank) if rank else None
         nn.init.zeros_(self.up.weight)
         nn.init.zeros_(self.up.bias)
 
-    def forward(self, x: Tensor, frames: int) -> Tensor:
-        """Tokens (B·F, N, D) to what is added to them, of the same shape."""
-        h = rearrange(self.down(self.norm(x)), "(b f) n w -> (b n) f w", f=frames) + self.positions[:frames]
+    def forward(self, x: Tensor, c: Tensor, frames: int) -> Tensor:
+        """Tokens (B·F, N, D) under their timesteps and classes (B·F, 1, D) to what is added, shaped as the tokens."""
+        h = self.down(self.norm(x))
+        if self.modulation is not None:
+            shift, scale, gate = self.modulation(c).chunk(3, dim=-1)
+            h = modulate(h, shift, scale)
+        h = rearrange(h, "(b f) n w -> (b n) f w", f=frames) + self.positions[:frames]
         q, k, v = rearrange(self.qkv(h), "m f (three heads d) -> three m heads f d", three=3, heads=self.heads)
-        return self.up(rearrange(attend(q, k, v), "(b n) heads f d -> (b f) n (heads d)", n=x.shape[1]))
+        h = rearrange(attend(q, k, v), "(b n) heads f d -> (b f) n (heads d)", n=x.shape[1])
+        return self.up(h if self.modulation is None else h * (1 + gate))
 
 
 class TimeExchange(nn.Module):
@@ -165,6 +177,7 @@ class BlockAdapters(nn.Module):
         hidden: int,
         *,
         temporal_width: int,
+        temporal_rank: int = 0,
         rank: int,
         frames: int,
         interaction: Interaction | None,
@@ -172,7 +185,9 @@ class BlockAdapters(nn.Module):
     ) -> None:
         super().__init__()
         self.anchor = anchor
-        self.temporal = TemporalAttention(width, temporal_width, frames) if temporal_width else None
+        self.temporal = None
+        if temporal_width:
+            self.temporal = TemporalAttention(width, temporal_width, frames, rank=temporal_rank)
         self.audio_attention = self.audio_mlp = self.audio_modulation = None
         if rank:
             self.audio_attention = lora_for_attention(width, rank)

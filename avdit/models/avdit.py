@@ -28,6 +28,7 @@ class AVDiT(ModelMixin, PortableConfig):
         interaction_pool: It sees the picture as means of so many tokens each way.
         exchange_features: Features of the exchange between each frame and the sound of its moment; 0: none.
         anchor_rank: Rank of the updates of the first frame's keys and values, which every frame sees; 0: none sees it.
+        temporal_rank: Rank of what timestep and class change in the temporal attention; 0: nothing.
         shared_noise: Share of the noise's variance that all frames have in common (see
             :func:`avdit.models.noise.draw_noise`).
 
@@ -50,6 +51,7 @@ class AVDiT(ModelMixin, PortableConfig):
         interaction_pool: int = 1,
         exchange_features: int = 0,
         anchor_rank: int = 0,
+        temporal_rank: int = 0,
         shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
@@ -74,7 +76,8 @@ class AVDiT(ModelMixin, PortableConfig):
         def anchor() -> Anchor | None:
             return Anchor(width, shape.num_heads, anchor_rank) if anchor_rank else None
 
-        sizes = {"temporal_width": temporal_width, "rank": lora_rank, "frames": clip.frames}
+        sizes = {"temporal_width": temporal_width, "temporal_rank": temporal_rank}
+        sizes |= {"rank": lora_rank, "frames": clip.frames}
         self.adapters = nn.ModuleList(
             BlockAdapters(width, hidden, **sizes, interaction=interaction(i), anchor=anchor())
             for i in range(shape.depth)
@@ -105,10 +108,10 @@ class AVDiT(ModelMixin, PortableConfig):
             model.class_embedder.embedding_table.weight.copy_(rows[[*classes, known]])
         return model
 
-    def with_anchor(self, rank: int) -> "AVDiT":
-        """The same model with a fresh :class:`Anchor` in every block."""
+    def with_parts(self, **ranks: int) -> "AVDiT":
+        """The same model with fresh parts that it lacks: ``anchor_rank``, ``temporal_rank``."""
         shape = {k: v for k, v in self.config.items() if not k.startswith("_")}  # "_" says what defaults stood for
-        model = type(self)(**{**shape, "anchor_rank": rank})
+        model = type(self)(**{**shape, **ranks})
         model.load_state_dict(self.state_dict(), strict=False)
         return model
 
@@ -137,7 +140,8 @@ class AVDiT(ModelMixin, PortableConfig):
     def load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put another pack on the backbone in memory; its class table may have another length.
 
-        A pack without anchors is one whose frames do not heed the first one.
+        A pack without anchors is one whose frames do not heed the first one; one without modulation of the temporal
+        attention is one where that changes nothing.
 
         Raises:
             ValueError: naming the first key that is wrong, missing or of another shape.
@@ -148,6 +152,8 @@ class AVDiT(ModelMixin, PortableConfig):
                 k: torch.full_like(v, UNHEEDED) if k.endswith("bias") else v for k, v in own.items() if ".anchor." in k
             }
             state = {**state, **unheeded}
+        if not any(".temporal.modulation." in name for name in state):
+            state = {**state, **{k: torch.zeros_like(v) for k, v in own.items() if ".temporal.modulation." in k}}
         for name in sorted(own.keys() ^ state.keys()):
             raise ValueError(f"adapter pack does not fit: {name!r} is {'missing' if name in own else 'unknown'}")
         for name, value in state.items():
@@ -238,7 +244,7 @@ class AVDiT(ModelMixin, PortableConfig):
             anchored = temporal and adapters.anchor is not None
             xv = xv + v[2] * (adapters.anchor(block.attn, seen, frames) if anchored else block.attn(seen))
             if temporal and adapters.temporal is not None:
-                xv = xv + adapters.temporal(xv, frames)
+                xv = xv + adapters.temporal(xv, cv, frames)
         if xa is not None:
             a = block.adaLN_modulation(ca)
             if adapters.audio_modulation is not None:

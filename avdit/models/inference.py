@@ -52,7 +52,8 @@ class FoldedAVDiT:
         deltas = [part.audio_modulation for part in adapters]
         self.video_modulation = Modulation([*layers, dit.final_layer.adaLN_modulation[1]], [], dtype)
         self.audio_modulation = Modulation([*layers, model.audio_final.adaLN_modulation[1]], deltas, dtype)
-        self.known_modulations: dict[tuple, tuple[Tensor, Tensor]] = {}
+        self.temporal_modulation = TemporalModulation([part.temporal for part in adapters], dtype)
+        self.known_modulations: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
         self.video_final, self.audio_final = (
             linear(*updated(part.linear), dtype) for part in (dit.final_layer, model.audio_final)
         )
@@ -71,15 +72,15 @@ class FoldedAVDiT:
         model, (time, frequency) = self.model, self.model.clip.audio_patch
         patch = model.backbone.config.patch_size
         with torch.autocast("cpu", enabled=False):
-            v, a = self.modulations(t_video, t_video[:, :0] if t_audio is None else t_audio, class_labels)
+            v, w, a = self.modulations(t_video, t_video[:, :0] if t_audio is None else t_audio, class_labels)
             xv = rearrange(video.to(self.dtype), "b f c (h p) (w q) -> b f (h w) (c p q)", p=patch, q=patch)
             xv = self.embed_video(xv) + self.video_positions  # (B, F, N, D)
             xa = None
             if audio is not None:
                 xa = rearrange(audio.to(self.dtype), "b c (m p) (r q) -> b m r (c p q)", p=time, q=frequency)
                 xa = self.embed_audio(xa) + self.audio_positions  # (B, columns, rows, D)
-            for block, v_block, a_block in zip(self.blocks, v[:-1], a[:-1], strict=True):
-                xv, xa = block(xv, xa, v_block, a_block, joint, temporal)
+            for block, v_block, w_block, a_block in zip(self.blocks, v[:-1], w, a[:-1], strict=True):
+                xv, xa = block(xv, xa, v_block, w_block, a_block, joint, temporal)
             video_out = self.video_final(normalised(xv, *v[-1])).flatten(0, 1)  # (B·F, N, values)
             audio_out = None
             if xa is not None:
@@ -88,8 +89,10 @@ class FoldedAVDiT:
         video_out = model.backbone.unpatchify(video_out)[:, : video.shape[2]]  # the variance half is dropped
         return video_out.unflatten(0, video.shape[:2]), audio_out
 
-    def modulations(self, t_video: Tensor, t_audio: Tensor, class_labels: Tensor) -> tuple[Modulations, Modulations]:
-        """Of timesteps (B, F) and (B, columns): (B, F or 1, 1, D) for the picture, (B, columns or 1, 1, D) for sound.
+    def modulations(self, t_video: Tensor, t_audio: Tensor, class_labels: Tensor) -> tuple[Modulations, ...]:
+        """Of timesteps (B, F) and (B, columns): of the picture, its temporal attention, and the sound.
+
+        (B, F or 1, 1, D), (B, F or 1, 1, bottleneck) and (B, columns or 1, 1, D).
 
         A step of sampling has one timestep or, where something is given, two: each is computed once.
         """
@@ -100,13 +103,22 @@ class FoldedAVDiT:
             c = c.to(self.dtype)  # (B, times, D)
             if len(self.known_modulations) >= KNOWN:
                 self.known_modulations.clear()
-            self.known_modulations[key] = self.video_modulation(c), self.audio_modulation(c)
-        video, audio = self.known_modulations[key]
+            self.known_modulations[key] = (
+                self.video_modulation(c),
+                self.temporal_modulation(c),
+                self.audio_modulation(c),
+            )
+        video, along, audio = self.known_modulations[key]
         if len(times) > 1:  # else one row serves every frame and column
             clips = torch.arange(len(places)).unsqueeze(1)
             frames = t_video.shape[1]
-            video, audio = video[clips, places[:, :frames]], audio[clips, places[:, frames:]]
-        return self.video_modulation.split(video), self.audio_modulation.split(audio)
+            video, along = video[clips, places[:, :frames]], along[clips, places[:, :frames]]
+            audio = audio[clips, places[:, frames:]]
+        return (
+            self.video_modulation.split(video),
+            self.temporal_modulation.split(along),
+            self.audio_modulation.split(audio),
+        )
 
 
 class Modulation:
@@ -132,6 +144,31 @@ class Modulation:
         return [part.split(self.width, -1) for part in table.unsqueeze(2).split(self.parts, -1)]
 
 
+class TemporalModulation:
+    """Shift, 1 + scale and 1 + gate of the temporal attention of all blocks in one product: (B, T, D) → (B, T, all).
+
+    A model without it, or whose pack changes nothing there, has parts of no width.
+    """
+
+    def __init__(self, parts: list[TemporalAttention | None], dtype: torch.dtype) -> None:
+        self.blocks, self.width = len(parts), 0
+        updates = [part.modulation for part in parts if part is not None and part.modulation is not None]
+        if any(update.up.weight.any() for update in updates):
+            products = torch.cat([update.up.weight.float() @ update.down.weight.float() for update in updates])
+            self.width = len(products) // (3 * self.blocks)
+            bias = torch.tensor([0.0, 1.0, 1.0]).repeat_interleave(self.width).repeat(self.blocks)
+            self.product = linear(products, bias, dtype)
+
+    def __call__(self, c: Tensor) -> Tensor:
+        return self.product(c) if self.width else c[..., :0]
+
+    def split(self, table: Tensor) -> Modulations:
+        """Of (B, T, all): three of (B, T, 1, bottleneck) a block, or none."""
+        if not self.width:
+            return [()] * self.blocks
+        return [part.split(self.width, -1) for part in table.unsqueeze(2).chunk(self.blocks, -1)]
+
+
 class FoldedBlock:
     """A block of the image transformer with its adapters."""
 
@@ -147,13 +184,20 @@ class FoldedBlock:
         self.interaction = adapters.interaction and FoldedInteraction(adapters.interaction, block.attn, model, dtype)
 
     def __call__(
-        self, xv: Tensor, xa: Tensor | None, v: tuple[Tensor, ...], a: tuple[Tensor, ...], joint: bool, temporal: bool
+        self,
+        xv: Tensor,
+        xa: Tensor | None,
+        v: tuple[Tensor, ...],
+        w: tuple[Tensor, ...],
+        a: tuple[Tensor, ...],
+        joint: bool,
+        temporal: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations."""
         attention = self.anchor if temporal and self.anchor is not None else self.video_attention
         xv = torch.addcmul(xv, v[2], attention(normalised(xv, v[0], v[1])))
         if temporal and self.temporal is not None:
-            xv = xv + self.temporal(xv)
+            xv = xv + self.temporal(xv, w)
         if xa is not None:
             heard = self.audio_attention(normalised(xa, a[0], a[1]).flatten(1, 2))  # (B, M, D)
             xa = torch.addcmul(xa, a[2], heard.view_as(xa))
@@ -212,11 +256,15 @@ class FoldedTemporal:
         self.qkv = linear(*scaled(*updated(temporal.qkv), self.heads), dtype)
         self.up = linear(*updated(temporal.up), dtype)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """Tokens (B, F, N, D) to what is added to them."""
-        h = self.down(F.layer_norm(x, x.shape[-1:], eps=1e-6)).transpose(1, 2)  # (B, N, F, width)
-        h = attend(self.qkv(h + self.positions[: x.shape[1]]), self.heads)
-        return self.up(h.transpose(1, 2))
+        h = self.down(F.layer_norm(x, x.shape[-1:], eps=1e-6))  # (B, F, N, width)
+        if modulation:
+            shift, scale, gate = modulation
+            h = torch.addcmul(shift, h, scale)
+        h = h.transpose(1, 2) + self.positions[: x.shape[1]]
+        h = attend(self.qkv(h), self.heads).transpose(1, 2)
+        return self.up(h * gate if modulation else h)
 
 
 class FoldedInteraction:

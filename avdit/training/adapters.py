@@ -49,7 +49,7 @@ DEFAULTS = {
     "clips": 160,  # rendered clips a class
     "pack": "landscape",  # its name, and for rendered clips its classes
     "trains": "adapters",  # or "all": the backbone too
-    "add_anchor": 0,  # rank of the anchors that a model to start from is given where it has none
+    "add_parts": {},  # {"temporal_rank": 32}: parts that a model to start from is given where it has none
     "factorized": None,  # clips are to be made from their first frame on ("tasks" then need "image"); null: as pipeline
     "class_dropout": 0.1,
     "audio_weight": 1.0,
@@ -68,6 +68,7 @@ DEFAULTS = {
         "interaction_pool": 2,
         "exchange_features": 64,
         "anchor_rank": 16,
+        "temporal_rank": 32,
         "shared_noise": 0.5,
     },
     "train": {
@@ -112,8 +113,9 @@ def build(config: dict, geometry: ClipGeometry, data: TrainingData) -> AVDiT:
         model = AVDiT.from_pretrained(config["start"])
         if model.config.num_classes != count:
             raise ValueError(f"{config['start']} has {model.config.num_classes} classes, the data {count}")
-        if config["add_anchor"] and not model.config.anchor_rank:
-            model = model.with_anchor(config["add_anchor"])
+        lacks = {name: rank for name, rank in config["add_parts"].items() if not model.config[name]}
+        if lacks:
+            model = model.with_parts(**lacks)
     else:
         if config["backbone"]:
             backbone = DiT.from_pretrained(config["backbone"])

@@ -29,7 +29,7 @@ from avdit.training.trainer import processes
 
 FROM_FIRST_FRAME = {  # as dance is made
     "factorized": True,
-    "tasks": {"joint": 0.15, "v2a": 0.1, "a2v": 0.1, "image": 0.5, "continuation": 0.15},
+    "tasks": {"joint": 0.05, "v2a": 0.1, "a2v": 0.05, "image": 0.65, "continuation": 0.15},
 }
 RARE = {"class_repeats": {"explosion": 2, "splashing water": 2, "wind noise": 2}}
 DEFAULTS: dict[str, Any] = {
