@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from avdit.data.scenes import PACKS
+from avdit.models.avdit import AVDiT
 from avdit.pipeline import AVDiTPipeline
 from avdit.training import recipe
 
@@ -25,7 +26,7 @@ def test_a_recipe_makes_a_pipeline_of_all_packs_and_trains_nothing_twice(tmp_pat
     # The packs stand on the backbone that the recipe trained, and decode with its codec.
     backbone = load_file(tmp_path / "backbone" / "backbone" / WEIGHTS)
     folders = (str(tmp_path / "pipeline"), recipe.DEFAULTS["start"])
-    joint, shipped = (load_file(f"{folder}/transformer/{WEIGHTS}") for folder in folders)
+    joint, shipped = (AVDiT.from_pretrained(folder, subfolder="transformer").state_dict() for folder in folders)
     name = "blocks.0.attn.qkv.weight"
     assert torch.equal(joint[f"backbone.{name}"], backbone[name])
     assert not torch.equal(backbone[name], shipped[f"backbone.{name}"])
