@@ -5,12 +5,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from avdit.geometry import ClipGeometry
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "avdit-xs"
+PACK_FILE = "adapters.safetensors"
+PACK_FACTS = "classes", "steps", "factorized", "compact"  # in the metadata of that file, as JSON
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,15 @@ class Checkpoint:
             index = json.loads((folder / "model_index.json").read_text())
             sizes = json.loads((folder / "transformer" / "config.json").read_text())["geometry"]
             geometry = ClipGeometry(**{key: value for key, value in sizes.items() if key != "samples"})
-            told = {path.parent.name: _told(path) for path in sorted(folder.glob("packs/*/adapters.safetensors"))}
+            found = sorted(folder.glob(f"packs/*/{PACK_FILE}"))
+            told = {path.parent.name: {"steps": None, **pack_facts(path)} for path in found}
             packs = {index["pack"]: index["classes"]}
-            packs |= {name: classes for name, (classes, steps) in told.items() if steps is None}
+            packs |= {name: facts["classes"] for name, facts in told.items() if facts["steps"] is None}
             turbo = {
-                name: steps for classes, steps in told.values() for name in packs if steps and packs[name] == classes
+                name: facts["steps"]
+                for facts in told.values()
+                for name in packs
+                if facts["steps"] and packs[name] == facts["classes"]
             }
         except (KeyError, TypeError, OSError, json.JSONDecodeError) as error:
             raise ValueError(f"checkpoint {folder} cannot be loaded: {error!r}") from error
@@ -59,11 +66,15 @@ class Checkpoint:
         return next((self.turbo.get(name) for name, classes in self.packs.items() if label in classes), None)
 
 
-def _told(path: Path) -> tuple[list[str], int | None]:
-    """The classes of a pack of adapters, and its steps where it is a turbo one."""
+def pack_facts(path: Path) -> dict[str, Any]:
+    """What the file of a pack of adapters says of it: those of :data:`PACK_FACTS` that it knows.
+
+    Raises:
+        SafetensorError, OSError, json.JSONDecodeError: where it is missing or damaged.
+    """
     with safe_open(path, "np") as file:
         told = file.metadata() or {}
-    return json.loads(told["classes"]), json.loads(told.get("steps", "null"))
+    return {name: json.loads(told[name]) for name in PACK_FACTS if name in told}
 
 
 def weight_files(checkpoint: Path) -> list[Path]:

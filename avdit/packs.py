@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-PACK_FILE = "adapters.safetensors"
-TOLD = "classes", "steps", "factorized", "compact"  # of a pack, in the metadata of its file
+from avdit.checkpoint import PACK_FACTS, PACK_FILE, pack_facts
+
 EIGHT_BITS = torch.float8_e4m3fn
 SCALE = ".scale"  # ends the name of what a tensor of 8-bit numbers is multiplied by
 State = dict[str, Tensor]
@@ -47,7 +47,7 @@ class Pack:
             state = differences(state, base)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().contiguous().cpu() for name, value in state.items()}
-        told = {name: json.dumps(getattr(self, name)) for name in TOLD}
+        told = {name: json.dumps(getattr(self, name)) for name in PACK_FACTS}
         save_file(state, folder / PACK_FILE, metadata=told)
 
     @classmethod
@@ -64,8 +64,8 @@ class Pack:
         """
         path = Path(folder) / PACK_FILE
         try:
+            told = pack_facts(path)
             with safe_open(path, "pt") as file:
-                told = {k: json.loads(v) for k, v in (file.metadata() or {}).items() if k in TOLD}
                 state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dict
         except (SafetensorError, OSError, json.JSONDecodeError):
             raise ValueError(f"{path} is missing, damaged or cut short") from None
@@ -116,8 +116,7 @@ def added(told: State, base: State) -> State:
 def is_turbo(path: Path) -> bool:
     """Whether a pack's file says that it needs another pack of its classes, whatever the folders are called."""
     try:
-        with safe_open(path, "pt") as file:
-            return json.loads((file.metadata() or {}).get("steps", "null")) is not None
+        return pack_facts(path).get("steps") is not None
     except (SafetensorError, OSError, json.JSONDecodeError):
         return False  # reading it whole says what is wrong
 

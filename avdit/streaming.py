@@ -123,8 +123,9 @@ def denoised(
 def led_back(video: Tensor, contrast: Tensor) -> Tensor:
     """The latents (1, F, C, h, w) of a continuation, whose new frames begin with the contrast of those it was given.
 
-    Left alone they come out up to a fifth stronger, and are the next window's example: a picture that pulses with the
-    windows, and after twenty of them little but black and white. What changes later in a window stays as it is.
+    Left alone they come out a seventh to a quarter stronger, and are the next window's example: a picture that pulses
+    with the windows, and after twenty of them little but black and white. What changes later in a window stays as it
+    is.
 
     Args:
         contrast: That of the scene's first window, to which the stream is slowly led back.

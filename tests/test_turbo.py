@@ -155,6 +155,13 @@ def test_pipeline_uses_them_where_it_is_asked(tiny_checkpoint, tmp_path):
     assert (generate(again, Request("thunder", sampler="turbo")).frames == fast.frames).all()
 
 
+@pytest.mark.parametrize(("name", "value"), [("steps", 0), ("substeps", 2.0), ("early_substeps", "4"), ("steps", True)])
+def test_bad_settings_are_said_before_anything_is_made(tiny_checkpoint, tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"^{name} {value!r} must be a whole number from 1 to 1000$"):
+        turbo.run({"pipeline": str(tiny_checkpoint), name: value}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_none_there_is_said(tiny_pipeline):
     with pytest.raises(ValueError, match="no turbo adapters for 'thunder'"):
         generate(tiny_pipeline, Request("thunder", sampler="turbo"))

@@ -31,6 +31,7 @@ FROM_FIRST_FRAME = {  # as dance is made
     "factorized": True,
     "tasks": {"joint": 0.05, "v2a": 0.1, "a2v": 0.05, "image": 0.65, "continuation": 0.15},
 }
+GOES_ON = {"tasks": {"joint": 0.5, "v2a": 0.05, "a2v": 0.05, "image": 0.1, "continuation": 0.3}}  # for streams
 RARE = {"class_repeats": {"explosion": 2, "splashing water": 2, "wind noise": 2}}
 DEFAULTS: dict[str, Any] = {
     "start": "checkpoints/avdit-xs",  # pipeline folder that every stage goes on from
@@ -40,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     # What is rare in a clip, and what moves in it, counts for more.
     "landscape": RARE,
     "dance": {"moving_weight": 3.0, **FROM_FIRST_FRAME},
-    "landscape-turbo": RARE,
+    "landscape-turbo": {**RARE, **GOES_ON},
     "dance-turbo": {"moving_weight": 3.0, **FROM_FIRST_FRAME},
 }
 CLASS_TABLE = "class_embedder.embedding_table.weight"

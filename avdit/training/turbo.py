@@ -18,7 +18,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from avdit.generate import Request
+from avdit.generate import Request, whole
 from avdit.models.avdit import AVDiT
 from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.packs import Pack
@@ -178,15 +178,13 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     Raises:
         ValueError: for a pipeline that cannot be distilled, a student's pack that does not fit, or steps that are not a
-            whole number of 1 or more.
+            whole number from 1 to 1000.
     """
     config = {**DEFAULTS, **config}
+    for name in ("steps", "substeps", "early_substeps"):
+        whole(config[name], name, 1, 1000)
     steps = config["steps"]
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps {steps!r} must be a whole number of 1 or more")
     substeps = [config["early_substeps"]] * (steps // 2) + [config["substeps"]] * (steps - steps // 2)
-    if min(substeps) < 1:
-        raise ValueError(f"substeps {substeps} must be 1 or more")
     config, classes, scheduler = from_pipeline(config)
     settings = trainer_config({**DEFAULTS["train"], **config.get("train", {})})
     geometry = geometry_of(config)
