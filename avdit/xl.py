@@ -43,9 +43,11 @@ XL_ADAPTERS = {
     "interaction_pool": 1,  # the joint attention sees every token, as in the paper
     "exchange_features": 0,
     "anchor_rank": 0,
+    "neighbour_rank": 0,
     "temporal_rank": 0,
     "shared_noise": 0.0,  # the paper names none; avdit-xs learns faster with 0.5
 }
+MAY_BE_NONE = "exchange_features", "anchor_rank", "neighbour_rank", "temporal_rank", "shared_noise"
 LARGEST_SHARE = 0.2  # of all parameters, that may train
 CLASS_SETS = {"landscape": list(CLASSES), "dance": list(GENRES)}
 CARD = """---
@@ -97,7 +99,7 @@ def joint_model(dit: DiT, geometry: ClipGeometry, classes: Sequence[str], adapte
     wanted = {"input_size": side, "in_channels": channels, "patch_size": geometry.video_patch}
     expect("the DiT", dict(dit.config), wanted)
     for name, value in adapters.items():
-        least = 0 if name in ("exchange_features", "anchor_rank", "temporal_rank", "shared_noise") else 1
+        least = 0 if name in MAY_BE_NONE else 1
         if value < least:
             raise ValueError(f"{name} {value} must be {least} or more")
     unconditional = [dit.config.num_classes] * len(classes)

@@ -24,6 +24,8 @@ def test_folded_model_equals_the_plain_one(left_out):
     sizes = {"interaction_pool": 1} if left_out == "interaction_pool" else {left_out: 0} if left_out else {}
     if left_out == "interaction_rank":
         sizes = {"interaction_rank": 1}
+    if left_out == "anchor_rank":  # which seeing the neighbours is a part of
+        sizes["neighbour_rank"] = 0
     model = joint_model(trained=True, **sizes)
     folded = FoldedAVDiT(model, torch.float32)
     video, audio, t_video, t_audio, labels = inputs()

@@ -43,6 +43,7 @@ SIZES = {
     "interaction_pool": 2,
     "exchange_features": 8,
     "anchor_rank": 4,
+    "neighbour_rank": 4,
     "temporal_rank": 4,
 }
 
@@ -130,7 +131,7 @@ def test_published_size():
 
 @torch.no_grad()
 def test_fresh_adapters_change_nothing():
-    model = joint_model(anchor_rank=0)
+    model = joint_model(anchor_rank=0, neighbour_rank=0)
     video, audio, t_video, t_audio, labels = inputs()
     out, sound = model(video, audio, t_video, t_audio, labels)
     image = model.backbone(video.flatten(0, 1), t_video.flatten(), labels.repeat_interleave(GEOMETRY.frames))
@@ -187,7 +188,10 @@ def test_picture_and_sound_hear_each_other(sizes):
 
 @torch.no_grad()
 def test_anchors_are_added_and_left_out():
-    without, (video, *rest) = joint_model(trained=True, temporal_width=0, interaction_every=0, anchor_rank=0), inputs()
+    without, (video, *rest) = (
+        joint_model(trained=True, temporal_width=0, interaction_every=0, anchor_rank=0, neighbour_rank=0),
+        inputs(),
+    )
     anchored = without.with_parts(anchor_rank=4)
     assert anchored.config.anchor_rank == 4 and anchored.config.lora_rank == without.config.lora_rank
     other = video.clone()
@@ -202,6 +206,22 @@ def test_anchors_are_added_and_left_out():
     assert torch.equal(anchored(video, *rest, *alone)[0], without(video, *rest, *alone)[0])
     anchored.load_adapter_state_dict(without.adapter_state_dict())  # a pack from before there were anchors
     torch.testing.assert_close(anchored(video, *rest)[0], without(video, *rest)[0])
+
+
+@torch.no_grad()
+def test_frames_see_those_beside_them():
+    left_out = {"temporal_width": 0, "interaction_every": 0, "neighbour_rank": 0}
+    without, (video, *rest) = joint_model(trained=True, **left_out), inputs()
+    model = without.with_parts(neighbour_rank=4)
+    anchor, attention, x = model.adapters[0].anchor, model.backbone.blocks[0].attn, torch.randn(7, 4, 64)
+    other = x.clone()
+    other[3] += 1
+    moved = (anchor(attention, other, 7) - anchor(attention, x, 7)).abs().amax((1, 2))
+    assert moved.nonzero().flatten().tolist() == [2, 3, 4] and (moved[2:5] > 1e-3).all()
+    model.load_adapter_state_dict(without.adapter_state_dict())  # a pack from before they saw each other
+    torch.testing.assert_close(model(video, *rest)[0], without(video, *rest)[0])
+    with pytest.raises(ValueError, match="neighbour_rank 4 needs an anchor_rank"):
+        joint_model(anchor_rank=0)
 
 
 @torch.no_grad()
@@ -236,12 +256,20 @@ def test_exchange_keeps_the_moment():
     assert set(moved.nonzero().flatten().tolist()) <= {9, 10, 11} and moved.argmax() == 10
 
 
-LEFT_OUT = ["temporal_width", "lora_rank", "interaction_every", "exchange_features", "anchor_rank", "temporal_rank"]
+LEFT_OUT = [
+    {"temporal_width": 0},
+    {"lora_rank": 0},
+    {"interaction_every": 0},
+    {"exchange_features": 0},
+    {"anchor_rank": 0, "neighbour_rank": 0},
+    {"neighbour_rank": 0},
+    {"temporal_rank": 0},
+]
 
 
-@pytest.mark.parametrize("left_out", LEFT_OUT)
+@pytest.mark.parametrize("left_out", LEFT_OUT, ids=str)
 def test_parts_can_be_left_out(left_out):
-    part, full = joint_model(trained=True, **{left_out: 0}), joint_model()
+    part, full = joint_model(trained=True, **left_out), joint_model()
     assert part.trainable_share < full.trainable_share
     (part(*inputs())[0].mean() + part(*inputs())[1].mean()).backward()
     assert all(p.grad is not None for p in part.adapter_parameters())
@@ -249,7 +277,7 @@ def test_parts_can_be_left_out(left_out):
 
 @torch.no_grad()
 def test_timestep_of_one_frame_changes_that_frame_alone():
-    model, (video, audio, t_video, t_audio, labels) = joint_model(anchor_rank=0), inputs()
+    model, (video, audio, t_video, t_audio, labels) = joint_model(anchor_rank=0, neighbour_rank=0), inputs()
     randomise(model.audio_final)
     out, sound = model(video, audio, t_video, t_audio, labels)
     later = t_video.clone()

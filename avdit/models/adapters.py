@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from avdit.models.dit import Attention, attend, modulate, sincos_1d
 
+LITTLE_HEEDED = -2.0  # the bias with which a frame begins to see those beside it
 UNHEEDED = -8192.0  # an anchor's bias that no softmax shows; finite, as packs are averaged and subtracted
 
 
@@ -37,23 +38,43 @@ class Anchor(nn.Module):
     temporal attention, along single places, cannot do for what moves (the cross-frame attention of Khachatryan et al.
     2023, arXiv 2303.13439, and Wu et al. 2022, arXiv 2212.11565). How much each head heeds the first frame is learned;
     unlike all else here it heeds it from the start.
+
+    Args:
+        neighbour_rank: Rank of the update of the keys and values of the frames before and after, which every frame sees
+            as well: so an arm stays one arm where it moves from place to place. 0: it does not see them.
     """
 
-    def __init__(self, width: int, heads: int, rank: int) -> None:
+    def __init__(self, width: int, heads: int, rank: int, *, neighbour_rank: int = 0) -> None:
         super().__init__()
         self.bias = nn.Parameter(torch.zeros(heads))
         self.update = LoRA(width, 2 * width, rank)
+        self.neighbour_bias = self.neighbour_update = None
+        if neighbour_rank:
+            self.neighbour_bias = nn.Parameter(torch.full((heads,), LITTLE_HEEDED))
+            self.neighbour_update = LoRA(width, 2 * width, neighbour_rank)
 
     def forward(self, attn: Attention, x: Tensor, frames: int) -> Tensor:
         """Modulated tokens (B·F, N, D) to what :class:`Attention` makes of them, of the same shape."""
-        qkv, tokens = attn.qkv(x), x.shape[1]
-        first = qkv[::frames, :, x.shape[2] :] + self.update(x[::frames])  # (B, N, 2D)
-        q, k, v = rearrange(qkv, "m n (three heads d) -> three m heads n d", three=3, heads=attn.heads)
-        kv = repeat(first, "b n (two heads d) -> two (b f) heads n d", two=2, heads=attn.heads, f=frames)
-        bias = self.bias.to(q.dtype).repeat_interleave(tokens).view(1, attn.heads, 1, tokens)
-        bias = torch.cat([torch.zeros_like(bias), bias], -1)
-        out = attend(q, torch.cat([k, kv[0]], 2), torch.cat([v, kv[1]], 2), bias)
+        qkv, (tokens, width) = attn.qkv(x), x.shape[1:]
+        first = qkv[::frames, :, width:] + self.update(x[::frames])  # (B, N, 2D)
+        seen, biases = [qkv[..., width:], repeat(first, "b n d -> (b f) n d", f=frames)], [0 * self.bias, self.bias]
+        if self.neighbour_update is not None:
+            near = beside((qkv[..., width:] + self.neighbour_update(x)).unflatten(0, (-1, frames)))
+            seen, biases = [*seen, near.flatten(0, 1)], [*biases, *[self.neighbour_bias] * 2]
+        q = rearrange(qkv[..., :width], "m n (heads d) -> m heads n d", heads=attn.heads)
+        k, v = rearrange(torch.cat(seen, 1), "m n (two heads d) -> two m heads n d", two=2, heads=attn.heads)
+        bias = torch.stack(biases, 1).to(q.dtype).repeat_interleave(tokens, 1)  # (heads, all tokens)
+        out = attend(q, k, v, bias.view(1, attn.heads, 1, -1))
         return attn.proj(rearrange(out, "m heads n d -> m n (heads d)"))
+
+
+def beside(x: Tensor) -> Tensor:
+    """For each frame of tokens (B, F, N, D) those of the frames before and after it, (B, F, 2·N, D).
+
+    The first frame stands before itself, the last one after itself.
+    """
+    before, after = torch.cat([x[:, :1], x[:, :-1]], 1), torch.cat([x[:, 1:], x[:, -1:]], 1)
+    return torch.cat([before, after], 2)
 
 
 class TemporalAttention(nn.Module):

@@ -28,12 +28,13 @@ class AVDiT(ModelMixin, PortableConfig):
         interaction_pool: It sees the picture as means of so many tokens each way.
         exchange_features: Features of the exchange between each frame and the sound of its moment; 0: none.
         anchor_rank: Rank of the updates of the first frame's keys and values, which every frame sees; 0: none sees it.
+        neighbour_rank: The same of the frames before and after, which every frame sees beside its own and the first.
         temporal_rank: Rank of what timestep and class change in the temporal attention; 0: nothing.
         shared_noise: Share of the noise's variance that all frames have in common (see
             :func:`avdit.models.noise.draw_noise`).
 
     Raises:
-        ValueError: for a share that is not from 0 to 1.
+        ValueError: for a share that is not from 0 to 1, or neighbours without an anchor.
     """
 
     _supports_gradient_checkpointing = True
@@ -51,12 +52,15 @@ class AVDiT(ModelMixin, PortableConfig):
         interaction_pool: int = 1,
         exchange_features: int = 0,
         anchor_rank: int = 0,
+        neighbour_rank: int = 0,
         temporal_rank: int = 0,
         shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
         if not 0 <= shared_noise <= 1:
             raise ValueError(f"shared_noise = {shared_noise!r} must be from 0 to 1")
+        if neighbour_rank and not anchor_rank:
+            raise ValueError(f"neighbour_rank {neighbour_rank!r} needs an anchor_rank of 1 or more")
         self.gradient_checkpointing = False
         self.backbone = DiT.from_config(dit)
         self.clip = clip = ClipGeometry(**{k: v for k, v in geometry.items() if k != "samples"})
@@ -74,7 +78,9 @@ class AVDiT(ModelMixin, PortableConfig):
             return Interaction(width, interaction_rank, clip.frames, columns, rows, **options)
 
         def anchor() -> Anchor | None:
-            return Anchor(width, shape.num_heads, anchor_rank) if anchor_rank else None
+            if not anchor_rank:
+                return None
+            return Anchor(width, shape.num_heads, anchor_rank, neighbour_rank=neighbour_rank)
 
         sizes = {"temporal_width": temporal_width, "temporal_rank": temporal_rank}
         sizes |= {"rank": lora_rank, "frames": clip.frames}
@@ -109,7 +115,7 @@ class AVDiT(ModelMixin, PortableConfig):
         return model
 
     def with_parts(self, **ranks: int) -> "AVDiT":
-        """The same model with fresh parts that it lacks: ``anchor_rank``, ``temporal_rank``."""
+        """The same model with fresh parts that it lacks: ``anchor_rank``, ``neighbour_rank``, ``temporal_rank``."""
         shape = {k: v for k, v in self.config.items() if not k.startswith("_")}  # "_" says what defaults stood for
         model = type(self)(**{**shape, **ranks})
         model.load_state_dict(self.state_dict(), strict=False)
@@ -140,20 +146,16 @@ class AVDiT(ModelMixin, PortableConfig):
     def load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put another pack on the backbone in memory; its class table may have another length.
 
-        A pack without anchors is one whose frames do not heed the first one; one without modulation of the temporal
-        attention is one where that changes nothing.
+        A pack without anchors is one whose frames do not heed the first one, one without neighbours one whose frames do
+        not heed those beside them, and one without modulation of the temporal attention one where that changes nothing.
 
         Raises:
             ValueError: naming the first key that is wrong, missing or of another shape.
         """
         own, table = self.adapter_state_dict(), "class_embedder.embedding_table.weight"
-        if not any(".anchor." in name for name in state):
-            unheeded = {
-                k: torch.full_like(v, UNHEEDED) if k.endswith("bias") else v for k, v in own.items() if ".anchor." in k
-            }
-            state = {**state, **unheeded}
-        if not any(".temporal.modulation." in name for name in state):
-            state = {**state, **{k: torch.zeros_like(v) for k, v in own.items() if ".temporal.modulation." in k}}
+        for part in (".anchor.bias", ".anchor.update", ".anchor.neighbour_", ".temporal.modulation."):
+            if not any(part in name for name in state):
+                state = {**state, **{name: without_effect(name, value) for name, value in own.items() if part in name}}
         for name in sorted(own.keys() ^ state.keys()):
             raise ValueError(f"adapter pack does not fit: {name!r} is {'missing' if name in own else 'unknown'}")
         for name, value in state.items():
@@ -266,3 +268,8 @@ class AVDiT(ModelMixin, PortableConfig):
         """Patch values (B, M, values) to latents (B, C, time, frequency)."""
         columns, (time, frequency) = self.clip.audio_grid[0], self.clip.audio_patch
         return rearrange(x, "b (m r) (p q c) -> b c (m p) (r q)", m=columns, p=time, q=frequency)
+
+
+def without_effect(name: str, value: Tensor) -> Tensor:
+    """What an adapter's parameter is where a pack has no such part, shaped as ``value``."""
+    return torch.full_like(value, UNHEEDED) if name.endswith("bias") else torch.zeros_like(value)

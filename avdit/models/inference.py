@@ -16,7 +16,16 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from avdit.models.adapters import UNHEEDED, Anchor, BlockAdapters, Interaction, LoRA, TemporalAttention, TimeExchange
+from avdit.models.adapters import (
+    UNHEEDED,
+    Anchor,
+    BlockAdapters,
+    Interaction,
+    LoRA,
+    TemporalAttention,
+    TimeExchange,
+    beside,
+)
 from avdit.models.avdit import AVDiT
 from avdit.models.dit import Attention, DiTBlock, Mlp
 
@@ -221,12 +230,15 @@ class FoldedAttention:
 
 
 class FoldedAnchor:
-    """:class:`Anchor`, whose two softmaxes over a frame's own tokens and the first one's share their sum."""
+    """:class:`Anchor`, whose softmaxes over a frame's own tokens and those of other frames share their sum."""
 
     def __init__(self, anchor: Anchor, attention: FoldedAttention, dtype: torch.dtype) -> None:
-        update = anchor.update.up.weight.float() @ anchor.update.down.weight.float()
-        self.attention, self.update = attention, linear(update, torch.zeros(len(update)), dtype)
+        self.attention, self.update = attention, change(anchor.update, dtype)
         self.bias = anchor.bias.view(-1, 1, 1, 1).to(dtype)  # (heads, 1, 1, 1)
+        self.neighbour_update = None
+        if anchor.neighbour_update is not None and (anchor.neighbour_bias > UNHEEDED).any():
+            self.neighbour_update = change(anchor.neighbour_update, dtype)
+            self.neighbour_bias = anchor.neighbour_bias.view(-1, 1, 1, 1).to(dtype)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Modulated tokens (B, F, N, D) to what attention makes of them."""
@@ -239,9 +251,14 @@ class FoldedAnchor:
         asked = (q.flatten(1, 2) @ first_k.transpose(1, 2)).unflatten(1, (frames, tokens)) + self.bias.repeat(
             batch, 1, 1, 1
         )
-        scores = torch.cat([q @ k.transpose(2, 3), asked], -1)
-        own, shared = torch.softmax(scores, -1).split(tokens, -1)
-        out = (own @ v).flatten(1, 2) + shared.flatten(1, 2) @ first_v  # (B·heads, F·N, d)
+        scores, near_v = [q @ k.transpose(2, 3), asked], v[:, :, :0]
+        if self.neighbour_update is not None:
+            near = beside(qkv[..., width:] + self.neighbour_update(x))
+            near_k, near_v = rearrange(near, "b f n (two h d) -> two (b h) f n d", two=2, h=heads)
+            scores.append(q @ near_k.transpose(2, 3) + self.neighbour_bias.repeat(batch, 1, 1, 1))
+        own, shared, near = torch.softmax(torch.cat(scores, -1), -1).split([tokens, tokens, near_v.shape[2]], -1)
+        out = own @ v + near @ near_v if self.neighbour_update is not None else own @ v
+        out = out.flatten(1, 2) + shared.flatten(1, 2) @ first_v  # (B·heads, F·N, d)
         return self.attention.proj(rearrange(out, "(b h) (f n) d -> b f n (h d)", b=batch, f=frames))
 
 
@@ -332,6 +349,12 @@ def updated(layer: nn.Linear, delta: LoRA | None = None) -> tuple[Tensor, Tensor
     """Weight and bias of ``layer`` with the low-rank update ``delta``, in 32-bit floats."""
     weight, bias = layer.weight.float(), layer.bias.float()
     return weight if delta is None else weight + delta.up.weight.float() @ delta.down.weight.float(), bias
+
+
+def change(delta: LoRA, dtype: torch.dtype) -> Layer:
+    """A low-rank update as one linear layer."""
+    weight = delta.up.weight.float() @ delta.down.weight.float()
+    return linear(weight, torch.zeros(len(weight)), dtype)
 
 
 def scaled(weight: Tensor, bias: Tensor, heads: int) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,7 @@ DEFAULTS = {
         "interaction_pool": 2,
         "exchange_features": 64,
         "anchor_rank": 16,
+        "neighbour_rank": 16,
         "temporal_rank": 32,
         "shared_noise": 0.5,
     },
