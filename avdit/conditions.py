@@ -7,6 +7,7 @@ from torch import Tensor
 
 FIRST_FRAME_STEPS = 16  # of the first frame where it is made alone, each of which costs a sixteenth of a clip's
 FIRST_FRAME_GUIDANCE = 6.0  # by the class there, which settles what the clip shows: below 4 dancers come apart
+FIRST_FRAME_GUIDED = 0.5  # share of these steps with guidance; later it adds contrast alone
 Array = np.ndarray | Tensor
 
 
@@ -20,12 +21,16 @@ class ConditionMixin:
         known = torch.cat([class_ids, torch.full_like(class_ids, self.transformer.config.num_classes)])
         latents = self.prepare_latents(len(class_ids), generator)[0][:, :1].to(class_ids.device)
         denoiser = self.denoiser()
-        for t in scheduler.timesteps:
-            state = latents.to(self.transformer.dtype).repeat(2, 1, 1, 1, 1)
-            predicted, _ = denoiser(state, None, t.expand(len(known), 1), None, known, joint=False, temporal=False)
-            wanted, other = predicted.float().chunk(2)
-            guided = other + FIRST_FRAME_GUIDANCE * (wanted - other)
-            latents = scheduler.step(guided, t, latents, return_dict=False)[0]  # new noise makes it worse
+        for i, t in enumerate(scheduler.timesteps):
+            guided = i < FIRST_FRAME_GUIDED * FIRST_FRAME_STEPS
+            told = known if guided else class_ids
+            state = latents.to(self.transformer.dtype).repeat(len(told) // len(latents), 1, 1, 1, 1)
+            times = t.expand(len(told), 1)
+            predicted = denoiser(state, None, times, None, told, joint=False, temporal=False)[0].float()
+            if guided:
+                wanted, other = predicted.chunk(2)
+                predicted = other + FIRST_FRAME_GUIDANCE * (wanted - other)
+            latents = scheduler.step(predicted, t, latents, return_dict=False)[0]  # new noise makes it worse
         return latents
 
     @torch.no_grad()

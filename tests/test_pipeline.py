@@ -100,7 +100,9 @@ def test_what_guidance_leads_away_from_changes_with_the_steps(pipe):
     single, never = {"temporal_guidance_start": 0.0}, {"temporal_guidance_start": 1.0}
     assert not torch.allclose(after(3, **weak), after(3, **weak, **never), atol=1e-3)
     assert not torch.allclose(after(0, **weak, **single), after(0, **strong, **single), atol=1e-3)
-    for name in ("guidance_start", "temporal_guidance_start", "context_noise", "given_guidance"):
+    ended = {"guidance_end": 0.25}
+    assert torch.equal(after(3, **weak, **ended), after(3, **strong, **ended))
+    for name in ("guidance_start", "guidance_end", "temporal_guidance_start", "context_noise", "given_guidance"):
         with pytest.raises(ValueError, match=f"^{name} = 2"):
             after(0, **{name: 2})
 
@@ -108,7 +110,7 @@ def test_what_guidance_leads_away_from_changes_with_the_steps(pipe):
 def test_what_is_given_comes_back_untouched(pipe):
     video = np.random.default_rng(0).random((16, 256, 256, 3), np.float32)
     audio = np.random.default_rng(1).standard_normal(25600).astype(np.float32) * 0.1
-    settings = {"num_inference_steps": 2, "output_type": "latent", "generator": seeded(0)}
+    settings = {"num_inference_steps": 4, "output_type": "latent", "generator": seeded(0)}
     with torch.no_grad():
         clean_video = pipe.video_codec.encode(torch.from_numpy(video).permute(0, 3, 1, 2)[None] * 2 - 1)
         clean_audio = pipe.audio_codec.encode(torch.from_numpy(audio)[None])

@@ -22,7 +22,7 @@ from avdit.generate import Request, whole
 from avdit.models.avdit import AVDiT
 from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.packs import Pack
-from avdit.pipeline import GIVEN_GUIDANCE
+from avdit.pipeline import GIVEN_GUIDANCE, GUIDANCE_END
 from avdit.training.adapters import DEFAULTS as ADAPTERS
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
 from avdit.training.batches import ClipBatch, ClipBatches
@@ -40,6 +40,7 @@ DEFAULTS = {
     "early_substeps": 4,  # in the first half of them, where events find their moment
     "guidance": Request.guidance,  # of the teacher
     "guidance_start": 0.25,  # share of its steps after which guidance leads away from any class
+    "guidance_end": GUIDANCE_END,  # share of its steps that are guided
     "joint_guidance": Request.joint_guidance,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
     "given_guidance": GIVEN_GUIDANCE,  # share of what guidance adds to a picture that is given in part
@@ -61,6 +62,7 @@ class Teacher:
         model: The trained model, whose gradients are not wanted; or the same, folded.
         substeps: Of the teacher for each of the student's steps.
         start: Share of the teacher's steps after which guidance leads away from any class, as in the pipeline.
+        end: Share of its steps after which nothing is guided.
         joint: Guidance of picture and sound by each other in the first steps.
         temporal_start: Share of the steps after which guidance leads away from single images.
         given: Share of what guidance adds that stays for a picture of which a part is given.
@@ -74,13 +76,14 @@ class Teacher:
         substeps: Sequence[int],
         guidance: float,
         start: float,
+        end: float,
         joint: float,
         temporal_start: float,
         given: float,
         empty: int,
     ) -> None:
         self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
-        self.start, self.temporal_start, self.given = start, temporal_start, given
+        self.start, self.end, self.temporal_start, self.given = start, end, temporal_start, given
         coarse = copy.deepcopy(scheduler)
         coarse.set_timesteps(len(substeps))
         self.starts, self.substeps = coarse.timesteps, torch.tensor(substeps)  # (steps,), the first falling
@@ -140,8 +143,8 @@ class Teacher:
             return wanted
         late, single = done >= self.start, done >= self.temporal_start
         inputs = (*state, t_video, t_audio, torch.where(late, self.empty, batch.labels))
-        others = [torch.empty_like(v) for v in wanted]
-        for rows, temporal in ((~single, True), (single, False)):
+        others, guided = [v.clone() for v in wanted], done < self.end
+        for rows, temporal in ((guided & ~single, True), (guided & single, False)):
             if rows.any():
                 found = self.model(*(part[rows] for part in inputs), joint=False, temporal=temporal)
                 for other, v in zip(others, found, strict=True):
@@ -222,6 +225,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         substeps,
         config["guidance"],
         config["guidance_start"],
+        config["guidance_end"],
         config["joint_guidance"],
         config["temporal_guidance_start"],
         config["given_guidance"],
