@@ -39,7 +39,7 @@ class Request:
     class_label: str
     seed: int = 0
     steps: int = 12
-    guidance: float = 1.5
+    guidance: float = 2.0
     audio_guidance: float | None = None
     joint_guidance: float = 5.0
     sampler: str = "ddim"

@@ -193,7 +193,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         self,
         class_labels: str | int | Sequence[str | int],
         num_inference_steps: int = 12,
-        guidance_scale: float = 1.5,
+        guidance_scale: float = 2.0,
         audio_guidance_scale: float | None = None,
         guidance_start: float = 0.25,
         guidance_end: float = GUIDANCE_END,
@@ -224,7 +224,8 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             audio_guidance_scale: That of the sound; as the picture's where it is left out.
             guidance_start: Share of the steps after which guidance leads away from any class. At high noise that costs
                 variety (Kynkäänniemi et al. 2024, arXiv 2404.07724): rare moments, such as lightning, and their
-                synchrony.
+                synchrony. It leads what factorized adapters make from a first frame, which settles these, from the
+                start.
             guidance_end: Share of the steps after which nothing is guided, as what a clip shows is settled then: an
                 interval, as in that paper, which saves the second look at each of those steps.
             joint_guidance_scale: Guidance of picture and sound by each other in the first steps, away from what each
@@ -243,9 +244,9 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             context_noise: Noise, as a share of the schedule, in which ``given_latents`` are shown to the model, so that
                 it does not take over their faults; what is returned holds them as they were given.
             given_guidance: Share of what ``guidance_scale`` adds that stays for a picture of which a part is given: the
-                first frame, or what is continued. That settles most of what guidance would, which beside it adds
-                contrast, window by window. Guidance of picture and sound by each other stays: without it, events of
-                later windows fall apart.
+                first frame (but for factorized adapters), or what is continued. That settles most of what guidance
+                would, which beside it adds contrast, window by window. Guidance of picture and sound by each other
+                stays: without it, events of later windows fall apart.
             latents: Noise of picture and sound, in place of drawing it.
             turbo: Use the pack's turbo adapters: their own few steps, no guidance, no new noise, the sampler ``ddim``.
             factorized: Where no picture is given, make the first frame alone, as an image of the frozen backbone, and
@@ -301,11 +302,14 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         video_latents, audio_latents = video_latents.to(device).float(), audio_latents.to(device).float()
         clean_video, clean_audio, frames, columns = self.encode_conditions(video, audio, image, given_latents, batch)
         class_ids = torch.tensor(labels, device=device)
-        if (self.factorized if factorized is None else factorized) and clean_video is None:
+        factorized = self.factorized if factorized is None else factorized
+        if factorized and clean_video is None:
             clean_video = torch.zeros_like(video_latents)
             clean_video[:, :1] = self.first_frame(class_ids, generator)
             frames[0] = True
-        if frames.any() and not frames.all():
+        # Of these the first frame has settled what varies, so that guidance by the class costs none of it.
+        from_first = factorized and int(frames.sum()) == 1
+        if frames.any() and not frames.all() and not from_first:
             guidance_scale = 1 + given_guidance * (guidance_scale - 1)
         keep_video = frames.view(1, -1, 1, 1, 1)
         keep_audio = columns.repeat_interleave(self.geometry.audio_patch[0]).view(1, 1, -1, 1)
@@ -352,9 +356,10 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 video_out, audio_out = (out.float() for out in denoiser(*state, class_ids))
                 if scales != (1, 1):
                     # What guidance leads away from knows ever less: nothing of the other modality, then nothing of
-                    # the other frames, at last nothing of the class.
-                    known = no_class if late else class_ids
-                    others = denoiser(*state, known, joint=False, temporal=not single)
+                    # the other frames, at last nothing of the class. From a first frame on it knows that frame
+                    # throughout, as it must move from there, and never the class.
+                    known = no_class if late or from_first else class_ids
+                    others = denoiser(*state, known, joint=False, temporal=from_first or not single)
                     video_out, audio_out = (
                         other.float() + scale * (out - other.float())
                         for scale, out, other in zip(scales, (video_out, audio_out), others, strict=True)

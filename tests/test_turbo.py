@@ -62,7 +62,7 @@ def test_one_step_lands_where_the_guided_steps_do(tiny_pipeline, time, substeps,
         model = FoldedAVDiT(model, torch.float32)
     mixed = [1 + k % 3 for k in range(count)]  # the other steps have their own numbers
     mixed[coarse.timesteps.tolist().index(time)] = substeps
-    targets = Teacher(model, xs_scheduler(), mixed, 3.0, 0.5, 0.75, 4.0, 0.25, 0.0, empty).targets(batch)
+    targets = Teacher(model, xs_scheduler(), mixed, 3.0, 0.5, 0.75, 4.0, 0.25, 0.0, False, empty).targets(batch)
     for target, begin, end in zip(targets, (batch.video, batch.audio), state.values(), strict=True):
         landed = coarse.step(target, time, begin).prev_sample
         torch.testing.assert_close(landed, end, atol=5e-3, rtol=1e-3)
@@ -72,7 +72,7 @@ def test_one_step_lands_where_the_guided_steps_do(tiny_pipeline, time, substeps,
 @torch.no_grad()
 def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     model = tiny_pipeline.transformer
-    teacher = Teacher(model, xs_scheduler(), [2] * 4, 2.0, 0.5, 1.0, 3.0, 0.25, 0.0, model.config.num_classes)
+    teacher = Teacher(model, xs_scheduler(), [2] * 4, 2.0, 0.5, 1.0, 3.0, 0.25, 0.0, False, model.config.num_classes)
     batch = batch_at(tiny_pipeline, 749, given_frames=4)
     video, audio = teacher.targets(batch)
     assert torch.isfinite(video).all() and torch.isfinite(audio).all()
@@ -82,14 +82,31 @@ def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     guided = teacher.guided(batch, [batch.video, batch.audio], now, done)
     torch.testing.assert_close(guided[0], own[0])  # a picture that is given in part is not guided, its sound is
     assert not torch.allclose(guided[1], own[1], atol=1e-3)
-    half = Teacher(model, xs_scheduler(), [2] * 4, 2.0, 0.5, 1.0, 3.0, 0.25, 0.5, model.config.num_classes)
+    half = Teacher(model, xs_scheduler(), [2] * 4, 2.0, 0.5, 1.0, 3.0, 0.25, 0.5, False, model.config.num_classes)
     assert not torch.allclose(half.guided(batch, [batch.video, batch.audio], now, done)[0], own[0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_what_follows_a_first_frame_is_led_away_from_no_class(tiny_pipeline):
+    model, batch = tiny_pipeline.transformer, batch_at(tiny_pipeline, 999, given_frames=1)
+    batch.given_audio.fill_(False)  # a frame alone
+    batch.t_audio.fill_(999)
+    empty, times = model.config.num_classes, (batch.t_video, batch.t_audio)
+    teacher = Teacher(model, xs_scheduler(), [1] * 4, 2.0, 0.5, 0.75, 3.0, 0.25, 0.0, True, empty)
+    wanted = model(batch.video, batch.audio, *times, batch.labels)
+    others = model(batch.video, batch.audio, *times, torch.tensor([empty]), joint=False)
+    for done, scale in ((0.0, 3.0), (0.25, 2.0), (0.5, 2.0), (0.75, 1.0)):
+        found = teacher.guided(batch, [batch.video, batch.audio], torch.tensor([999]), torch.tensor([done]))
+        for ours, v, w in zip(found, wanted, others, strict=True):
+            torch.testing.assert_close(ours, w + scale * (v - w))
 
 
 @torch.no_grad()
 def test_a_past_with_more_noise_than_the_last_step_does_not_move_the_step(tiny_pipeline):
     model, count = tiny_pipeline.transformer, 8
-    teacher = Teacher(model, xs_scheduler(), [2] * count, 1.0, 0.5, 1.0, 1.0, 0.25, 0.0, model.config.num_classes)
+    teacher = Teacher(
+        model, xs_scheduler(), [2] * count, 1.0, 0.5, 1.0, 1.0, 0.25, 0.0, False, model.config.num_classes
+    )
     time = int(teacher.timesteps(torch.Generator().manual_seed(0), count).min())
     batch = batch_at(tiny_pipeline, time, given_frames=4)
     batch.t_video[:, :4], batch.t_audio[batch.given_columns] = time + 26, time + 26

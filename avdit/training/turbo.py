@@ -66,6 +66,7 @@ class Teacher:
         joint: Guidance of picture and sound by each other in the first steps.
         temporal_start: Share of the steps after which guidance leads away from single images.
         given: Share of what guidance adds that stays for a picture of which a part is given.
+        factorized: Whether clips are made from their first frame on, which are guided as the pipeline does it.
         empty: The unconditional class.
     """
 
@@ -80,9 +81,11 @@ class Teacher:
         joint: float,
         temporal_start: float,
         given: float,
+        factorized: bool,
         empty: int,
     ) -> None:
         self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
+        self.factorized = factorized
         self.start, self.end, self.temporal_start, self.given = start, end, temporal_start, given
         coarse = copy.deepcopy(scheduler)
         coarse.set_timesteps(len(substeps))
@@ -142,15 +145,18 @@ class Teacher:
         if self.guidance == self.joint == 1:
             return wanted
         late, single = done >= self.start, done >= self.temporal_start
-        inputs = (*state, t_video, t_audio, torch.where(late, self.empty, batch.labels))
+        frames = batch.given_frames.sum(1)
+        from_first = (frames == 1) & self.factorized
+        inputs = (*state, t_video, t_audio, torch.where(late | from_first, self.empty, batch.labels))
         others, guided = [v.clone() for v in wanted], done < self.end
-        for rows, temporal in ((guided & ~single, True), (guided & single, False)):
+        together = from_first | ~single
+        for rows, temporal in ((guided & together, True), (guided & ~together, False)):
             if rows.any():
                 found = self.model(*(part[rows] for part in inputs), joint=False, temporal=temporal)
                 for other, v in zip(others, found, strict=True):
                     other[rows] = v.float()
         # A picture that is given in part is guided less, as in the pipeline.
-        in_part = batch.given_frames.any(1) & ~batch.given_frames.all(1)
+        in_part = (frames > 0) & (frames < batch.given_frames.shape[1]) & ~from_first
         picture = 1 + torch.where(in_part, self.given, 1.0) * (self.guidance - 1)
         scales = (torch.where(late | single, alone, self.joint) for alone in (picture, self.guidance))
         return [
@@ -229,6 +235,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["joint_guidance"],
         config["temporal_guidance_start"],
         config["given_guidance"],
+        config["factorized"],
         len(data.classes),
     )
     batches = ClipBatches(
