@@ -33,7 +33,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "adapters on the frozen image backbone (ours)": {},
     "everything trained": {"trains": "all"},
     "no interaction": {"model": {"interaction_every": 0}},
-    "no temporal attention": {"model": {"temporal_width": 0, "anchor_rank": 0}},  # nor sight of the first frame
+    "no temporal attention": {"model": {"temporal_width": 0, "anchor_rank": 0, "neighbour_rank": 0}},
     "no audio adapters": {"model": {"lora_rank": 0}},
     "independent noise in every frame": {"model": {"shared_noise": 0.0}},  # a choice of ours, not of the paper
     "from scratch, without the image backbone": {"trains": "all", "backbone": RANDOM},
