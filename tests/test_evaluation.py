@@ -296,7 +296,8 @@ def test_bench_accounts_for_a_clip(tiny_checkpoint):
             stages[name]["floor_ms"] / stages[name]["median_ms"], abs=0.02
         )
     both, one = (stages[name]["counted"]["gflop"] for name in ("denoiser", "denoiser_without_guidance"))
-    assert 1.5 * one < both < 2 * one  # without the other modality there is less to do; oneDNN's layers are counted
+    # Without the other modality and the other frames there is less to do; oneDNN's layers are counted.
+    assert 1.4 * one < both < 2 * one
     assert {"noise", "vocoder", "mux", "clip"} < stages.keys()
     assert said["peak_memory_mb"] > 100
 
