@@ -57,7 +57,8 @@ class Anchor(nn.Module):
         """Modulated tokens (B·F, N, D) to what :class:`Attention` makes of them, of the same shape."""
         qkv, (tokens, width) = attn.qkv(x), x.shape[1:]
         first = qkv[::frames, :, width:] + self.update(x[::frames])  # (B, N, 2D)
-        seen, biases = [qkv[..., width:], repeat(first, "b n d -> (b f) n d", f=frames)], [0 * self.bias, self.bias]
+        seen = [qkv[..., width:], repeat(first, "b n d -> (b f) n d", f=frames)]
+        biases = [torch.zeros_like(self.bias), self.bias]
         if self.neighbour_update is not None:
             near = beside((qkv[..., width:] + self.neighbour_update(x)).unflatten(0, (-1, frames)))
             seen, biases = [*seen, near.flatten(0, 1)], [*biases, *[self.neighbour_bias] * 2]
