@@ -177,6 +177,10 @@ def test_given_parts_carry_no_loss():
     assert masked_error(wrong_on_given, target, ~given.unsqueeze(-1)) == 0
     frames, columns = given_parts({"image": 1.0}, 4, ClipGeometry(), generator)
     assert frames[:, 0].all() and not frames[:, 1:].any() and not columns.any()
+    # A factorized pack makes the first frame of a picture for a sound before the rest, so it trains with that given.
+    for factorized in (False, True):
+        frames, columns = given_parts({"a2v": 1.0}, 4, ClipGeometry(), generator, factorized)
+        assert columns.all() and (frames[:, 0] == factorized).all() and not frames[:, 1:].any()
 
 
 class OnesShards(RandomShards):

@@ -223,6 +223,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["moving_weight"],
         config["context_noise"],
         config["context_contrast"],
+        config["factorized"],
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}

@@ -15,9 +15,16 @@ from avdit.training.trainer import Trainer
 
 
 def given_parts(
-    tasks: dict[str, float], number: int, geometry: ClipGeometry, generator: torch.Generator
+    tasks: dict[str, float],
+    number: int,
+    geometry: ClipGeometry,
+    generator: torch.Generator,
+    factorized: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """What each of ``number`` clips is given: frames (number, F) and audio columns (number, M), bool."""
+    """What each of ``number`` clips is given: frames (number, F) and audio columns (number, M), bool.
+
+    A picture for a sound has its first frame, too, where clips are ``factorized``: the pipeline makes that one first.
+    """
     names = list(tasks)
     weights = torch.tensor([tasks[name] for name in names])
     frames = torch.zeros(number, geometry.frames, dtype=torch.bool)
@@ -28,6 +35,7 @@ def given_parts(
                 frames[i] = True
             case "a2v":
                 columns[i] = True
+                frames[i, 0] = factorized
             case "image":
                 frames[i, 0] = True
             case "continuation":
@@ -118,6 +126,7 @@ class ClipBatches:
     moving: float = 1.0
     context_noise: float = 0.0
     context_contrast: float = 0.0
+    factorized: bool = False
 
     def __post_init__(self) -> None:
         if not self.moving >= 1:
@@ -133,9 +142,9 @@ class ClipBatches:
         number = trainer.global_batch
         items = torch.randint(len(shards), (number,), generator=generator)
         dropped = torch.rand(number, generator=generator) < self.dropout
-        frames, columns = given_parts(self.tasks, number, geometry, generator)
+        frames, columns = given_parts(self.tasks, number, geometry, generator, self.factorized)
         t = self.timesteps(generator, number)
-        continued = frames.any(1) & columns.any(1)
+        continued = frames.any(1) & columns.any(1) & ~columns.all(1)
         most = round(self.context_noise * (len(self.diffusion.alphas) - 1))
         context = torch.randint(most + 1, (number,), generator=generator) * continued
         gain = (self.context_contrast * (2 * torch.rand(number, generator=generator) - 1) * continued).exp()

@@ -250,6 +250,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         moving=config["moving_weight"],
         context_noise=config["context_noise"],
         context_contrast=config["context_contrast"],
+        factorized=config["factorized"],
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
