@@ -81,6 +81,17 @@ def test_onsets_of_a_flash_and_a_click():
     assert within(Onsets(ClipGeometry()), [0.7, 0.7], [0.78, 0.9]) == 0.5
 
 
+def test_an_event_in_what_a_window_is_given_is_not_its_own():
+    """The end of a bright flash lies in the four frames from the window before, a fainter one and its click after."""
+    timing = Onsets(ClipGeometry())
+    frames, audio = np.zeros((16, 64, 64, 3), np.float32), np.zeros(25600, np.float32)
+    frames[:2, 10:40, 10:40], frames[9:, 10:40, 10:40] = 1, 0.4
+    audio[1600:4000], audio[14400:14700] = 0.8, 0.3
+    for given, when in ((0, (0.2, 0.1)), (4, (0.9, 0.9))):
+        assert timing.seen(frames, given) == pytest.approx(when[0])
+        assert timing.heard(audio, given) == pytest.approx(when[1], abs=0.02)
+
+
 def test_beats_of_rendered_dances_are_in_time(danced):
     beats = load_beats(ALL_JUDGES / "dance", ClipGeometry())
     own = scores(danced, beats)

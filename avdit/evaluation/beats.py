@@ -104,7 +104,10 @@ def apart(seen: Tensor, heard: Tensor, fps: int) -> Tensor:
 
 
 class Beats:
-    """The timing of music and dance: phases of the beat (see :class:`avdit.evaluation.sync.Timing`)."""
+    """The timing of music and dance: phases of the beat (see :class:`avdit.evaluation.sync.Timing`).
+
+    Of what is given they are told, too: the beat goes on.
+    """
 
     name = "phase of the beat"
 
@@ -113,11 +116,11 @@ class Beats:
         self.log_mel = LogMel(clip.sampling_rate, clip.hop_length, clip.mel_bins)
 
     @torch.no_grad()
-    def seen(self, frames: np.ndarray) -> np.ndarray:
+    def seen(self, frames: np.ndarray, given: int = 0) -> np.ndarray:
         return self.picture(small_frames(torch.from_numpy(frames)[None]))[0].numpy()
 
     @torch.no_grad()
-    def heard(self, audio: np.ndarray) -> np.ndarray:
+    def heard(self, audio: np.ndarray, given: int = 0) -> np.ndarray:
         return self.sound(self.log_mel(torch.from_numpy(audio)[None]))[0].numpy()
 
     def apart(self, seen: list[np.ndarray], heard: list[np.ndarray]) -> np.ndarray:

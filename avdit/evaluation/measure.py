@@ -102,8 +102,8 @@ def look(sample: Sample, tools: Instruments, out: Measured) -> None:
         out.sound.append(own[1] if tools.audio is None else features_of([audio], tools.audio.extract))
     if tools.timing is not None and sample.label in event_classes(tools.classes):
         out.events.append(sample.label)
-        out.seen.append(tools.timing.seen(frames))
-        out.heard.append(tools.timing.heard(audio))
+        out.seen.append(tools.timing.seen(frames, sample.given))
+        out.heard.append(tools.timing.heard(audio, sample.given))
         out.motion.append(picture_peaks(frames, clip.fps))
         out.onsets.append(sound_peaks(audio, clip.sampling_rate))
     if tools.thumbnails:

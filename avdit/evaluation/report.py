@@ -15,7 +15,7 @@ from avdit.evaluation.judge import Judges, judges_of, load_beats
 from avdit.evaluation.measure import Instruments, Measured, event_classes, look, measure
 from avdit.evaluation.scores import CEILING, alignment_scores, class_scores, distance_scores, drift
 from avdit.evaluation.sync import Onsets
-from avdit.evaluation.tasks import GIVEN, TASKS, Sampling, made, rendered, through_codecs
+from avdit.evaluation.tasks import GIVEN, TASKS, Sample, Sampling, made, rendered, through_codecs
 from avdit.generate import DEFAULT_CHECKPOINT, whole
 from avdit.machine import fast_precision
 from avdit.pipeline import AVDiTPipeline
@@ -114,8 +114,7 @@ def evaluate(pipe: AVDiTPipeline, settings: Settings) -> dict[str, Any]:
     for sample in tqdm(clips_made, "generated", total, mininterval=10, ncols=100):
         look(sample, tools, ours)
         if sample.first is not None:
-            frames, audio = sample.first
-            look(replace(sample, frames=frames, audio=audio), tools, first)
+            look(Sample(sample.label, *sample.first), tools, first)
     given = GIVEN.get(sampling.task)
 
     def figures(clips: Measured) -> dict[str, Any]:

@@ -39,14 +39,17 @@ def picture_onset(frames: np.ndarray, fps: int, block: int = 16, share: float = 
 
 
 class Timing(Protocol):
-    """Tells when things happen in a picture alone and in a sound alone, and how far two such answers lie apart."""
+    """Tells when things happen in a picture alone and in a sound alone, and how far two such answers lie apart.
+
+    The first ``given`` frames and their sound may be those of the clip before, from which this one was made.
+    """
 
     name: str
 
-    def seen(self, frames: np.ndarray) -> np.ndarray:
+    def seen(self, frames: np.ndarray, given: int = 0) -> np.ndarray:
         """Of a picture, frames (F, H, W, 3) in [0, 1]."""
 
-    def heard(self, audio: np.ndarray) -> np.ndarray:
+    def heard(self, audio: np.ndarray, given: int = 0) -> np.ndarray:
         """Of a sound (samples,)."""
 
     def apart(self, seen: list[np.ndarray], heard: list[np.ndarray]) -> np.ndarray:
@@ -55,16 +58,22 @@ class Timing(Protocol):
 
 @dataclass(frozen=True)
 class Onsets:
-    """The timing of scenes in which one event stands out: its onset in seconds."""
+    """The timing of scenes in which one event stands out: its onset in seconds.
+
+    An event in what is given counts for neither, or the end of the last splash would pass for the next one's beginning;
+    the last frame that is given is looked at, for something may begin right after it.
+    """
 
     clip: ClipGeometry
     name = "onset of the strongest event"
 
-    def seen(self, frames: np.ndarray) -> np.ndarray:
-        return np.array(picture_onset(frames, self.clip.fps))
+    def seen(self, frames: np.ndarray, given: int = 0) -> np.ndarray:
+        before = max(0, given - 1)
+        return np.array(picture_onset(frames[before:], self.clip.fps) + before / self.clip.fps)
 
-    def heard(self, audio: np.ndarray) -> np.ndarray:
-        return np.array(sound_onset(audio, self.clip.sampling_rate))
+    def heard(self, audio: np.ndarray, given: int = 0) -> np.ndarray:
+        before = self.clip.samples_of(max(0, given - 1))
+        return np.array(sound_onset(audio[before:], self.clip.sampling_rate) + before / self.clip.sampling_rate)
 
     def apart(self, seen: list[np.ndarray], heard: list[np.ndarray]) -> np.ndarray:
         return np.array(heard) - np.array(seen)

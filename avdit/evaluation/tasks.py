@@ -26,12 +26,17 @@ GIVEN = {"v2a": "video", "a2v": "audio"}  # what a task is given whole, and so i
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip to be measured; ``first`` is the stream's first window where the clip is its last one."""
+    """A clip to be measured.
+
+    Where it is the last window of a stream, ``first`` is that stream's first one, and the first ``given`` frames with
+    their sound are the window's before.
+    """
 
     label: str
     frames: np.ndarray  # (F, H, W, 3) in [0, 1]
     audio: np.ndarray  # (samples,)
     first: Window | None = None
+    given: int = 0
 
 
 @dataclass(frozen=True)
@@ -143,4 +148,4 @@ def streamed(
             del parts[2]
     frames, audio = (np.concatenate([part[k] for part in parts[:2]]) for k in (0, 1))
     first = frames[: clip.frames], audio[: clip.samples]
-    return Sample(name, *parts[-1], first=first)
+    return Sample(name, *parts[-1], first, OVERLAP)
