@@ -46,10 +46,11 @@ def windows(
     """``count`` windows, or endless ones, of new frames and exactly the sound that lasts as long as they do.
 
     The first is a whole clip. While the class stays, every other one is made from the latents of the last ``OVERLAP``
-    frames and of their sound, and from noise that has the same part in common, so that the scene stays too. Where the
-    class changes, a new scene begins, and the old one dissolves into it over those frames. Each window but the last
-    keeps back these frames with their sound, for the next one to join them; so each comes out ``frames - OVERLAP``
-    long, and picture and sound never drift apart.
+    frames, the first of which gives way to the scene's own first one (see :func:`context_of`), and of their sound, and
+    from noise that has the same part in common, so that the scene stays too. Where the class changes, a new scene
+    begins, and the old one dissolves into it over those frames. Each window but the last keeps back these frames with
+    their sound, for the next one to join them; so each comes out ``frames - OVERLAP`` long, and picture and sound never
+    drift apart.
 
     On a CPU one half of the threads denoises the next window while the other half decodes the last one: neither waits
     at every operation for a thread that something else on the machine, such as a browser, keeps from its core.
@@ -114,10 +115,21 @@ def denoised(
             precision = precision_here(pipe._execution_device)
         label, number = now["class_labels"], number + 1
         if not continues:
-            contrast = made.frames.std()
+            contrast, first = made.frames.std(), made.frames[:, :1]
         video = led_back(made.frames, contrast) if continues else made.frames
-        condition = {"given_latents": (video[:, -OVERLAP:], made.audio[:, :, -sound_steps:])}
+        condition = {"given_latents": (context_of(video, first), made.audio[:, :, -sound_steps:])}
         yield Denoised(video, made.audio, continues, precision)
+
+
+def context_of(video: Tensor, first: Tensor) -> Tensor:
+    """What the window after ``video`` (1, F, C, h, w) is given: its last frames, and ``first`` (1, 1, C, h, w) before.
+
+    Every frame attends to the first one of its window, whatever comes between. Were that one of the last window's, each
+    window would take over its faults: sparks that fill a night sky, smoke that stays. The scene's own first frame in
+    its place keeps the looks, and the frames after it the motion (as a stream of text keeps its first tokens in view:
+    Xiao et al. 2023, arXiv 2309.17453).
+    """
+    return torch.cat([first, video[:, 1 - OVERLAP :]], 1)
 
 
 def led_back(video: Tensor, contrast: Tensor) -> Tensor:

@@ -200,6 +200,26 @@ def test_windows_are_the_same_whether_or_not_the_next_one_is_made_beside(tiny_pi
         assert np.square(audio - sound).mean() < 1e-4 * np.square(sound).mean()
 
 
+def test_every_window_of_a_scene_looks_back_to_its_first_frame(tiny_pipeline, monkeypatch):
+    given, made, labels = [], [], iter(["thunder", "thunder", "thunder", "raining", "raining"])
+    call = AVDiTPipeline.__call__
+
+    def record(pipe, *args, given_latents=None, **settings):
+        given.append(given_latents and given_latents[0])
+        made.append(call(pipe, *args, given_latents=given_latents, **settings))
+        return made[-1]
+
+    monkeypatch.setattr(AVDiTPipeline, "__call__", record)
+    settings = lambda: {"class_labels": next(labels), "num_inference_steps": 1}  # noqa: E731
+    assert len(list(windows(tiny_pipeline, settings, torch.Generator().manual_seed(0), 5))) == 5
+    assert [shown is None for shown in given] == [True, False, False, True, False]
+    for number, scene in ((1, 0), (2, 0), (4, 3)):
+        assert torch.equal(given[number][:, :1], made[scene].frames[:, :1])
+        before = made[number - 1].frames[:, 1 - OVERLAP :]
+        # Led back to the scene's contrast they may be, but these are the last frames of the window before.
+        assert torch.corrcoef(torch.stack([given[number][:, 1:].flatten(), before.flatten()]))[0, 1] > 0.99
+
+
 def test_a_scene_keeps_what_its_frames_have_in_common(tiny_pipeline, monkeypatch):
     """Windows of one scene start from noise that is half the same; those of two scenes from noise that is not."""
     seen, labels = [], iter(["thunder", "thunder", "thunder", "raining"])
