@@ -23,7 +23,8 @@ State = dict[str, Tensor]
 class Pack:
     """Adapters and the names of the classes that they know, in the order of their class table.
 
-    ``steps`` is given for turbo adapters: those that so many steps were distilled into, guidance with them.
+    ``steps`` is given for turbo adapters: those that so many steps were distilled into, guidance with them. ``eta`` is
+    the new noise that each of these steps adds (see :class:`AVDiTPipeline`).
     ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`). ``compact`` ones
     are kept in files as 8-bit differences from other adapters of their classes, in half the size of 16-bit weights.
     """
@@ -33,6 +34,7 @@ class Pack:
     steps: int | None = None
     factorized: bool = False
     compact: bool = False
+    eta: float = 0.0
 
     def save(self, folder: Path, base: State | None = None) -> None:
         """Write ``adapters.safetensors`` into ``folder``.

@@ -248,7 +248,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 would, which beside it adds contrast, window by window. Guidance of picture and sound by each other
                 stays: without it, events of later windows fall apart.
             latents: Noise of picture and sound, in place of drawing it.
-            turbo: Use the pack's turbo adapters: their own few steps, no guidance, no new noise, the sampler ``ddim``.
+            turbo: Use the pack's turbo adapters: their own few steps and ``eta``, no guidance, the sampler ``ddim``.
             factorized: Where no picture is given, make the first frame alone, as an image of the frozen backbone, and
                 all else from it (Girdhar et al. 2023, arXiv 2311.10709): what moves keeps its looks. Left out: as the
                 pack was trained.
@@ -283,9 +283,11 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         if turbo:
             num_inference_steps = self.check_turbo(labels)
             guidance_scale = audio_guidance_scale = joint_guidance_scale = 1.0
-            eta = 0.0
         pack, labels = self.pack_of(labels)
-        self.use_pack(self.turbo_pack(pack) if turbo else pack)
+        if turbo:
+            pack = self.turbo_pack(pack)
+            eta = self._packs[pack].eta
+        self.use_pack(pack)
         device, dtype, batch = self._execution_device, self.transformer.dtype, len(labels)
         audio_guidance_scale = guidance_scale if audio_guidance_scale is None else audio_guidance_scale
 

@@ -70,6 +70,39 @@ def test_one_step_lands_where_the_guided_steps_do(tiny_pipeline, time, substeps,
 
 
 @torch.no_grad()
+def test_with_new_noise_on_top_the_step_ends_where_the_sampler_expects_it(tiny_pipeline):
+    """The teacher goes on to less noise, by as much as a step of DDIM then adds."""
+    model, time, end, eta = tiny_pipeline.transformer, 749, 499, 0.7
+    batch, coarse = batch_at(tiny_pipeline, time), xs_scheduler()
+    coarse.set_timesteps(4)
+    alphas = coarse.alphas_cumprod.double()
+    sigma = eta * ((1 - alphas[end]) / (1 - alphas[time]) * (1 - alphas[time] / alphas[end])).sqrt()
+    below = alphas[end] / (1 - sigma**2)
+    landing = (alphas - below).abs().argmin()
+    assert end - 200 < landing < end - 50
+    grid = (time, round((time + int(landing)) / 2))
+    levels = (alphas[grid[0]], alphas[grid[1]], below)
+    state = [batch.video.double(), batch.audio.double()]
+    for now, alpha, after in zip(grid, levels[:-1], levels[1:], strict=True):
+        times = torch.full((1, 16), now), torch.full((1, 20), now)
+        made = model(*(x.float() for x in state), *times, batch.labels)
+        for i, v in enumerate(made):
+            clean, noise = (
+                (alpha.sqrt() * state[i] - (1 - alpha).sqrt() * v),
+                (1 - alpha).sqrt() * state[i] + alpha.sqrt() * v,
+            )
+            state[i] = after.sqrt() * clean + (1 - after).sqrt() * noise
+    settings = 1.0, 0.5, 1.0, 1.0, 0.25, 0.0, False, model.config.num_classes
+    targets = Teacher(model, xs_scheduler(), [2] * 4, *settings, eta).targets(batch)
+    generator = torch.Generator().manual_seed(1)
+    for target, begin, landed in zip(targets, (batch.video, batch.audio), state, strict=True):
+        noise = torch.randn(begin.shape, generator=generator)
+        stepped = coarse.step(target, time, begin, eta=eta, variance_noise=noise).prev_sample
+        wanted = (alphas[end] / below).sqrt() * landed + sigma * noise
+        torch.testing.assert_close(stepped.double(), wanted, atol=5e-3, rtol=1e-3)
+
+
+@torch.no_grad()
 def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     model = tiny_pipeline.transformer
     teacher = Teacher(model, xs_scheduler(), [2] * 4, 2.0, 0.5, 1.0, 3.0, 0.25, 0.0, False, model.config.num_classes)
@@ -148,11 +181,11 @@ def test_stage_distils_a_student_that_has_begun(tiny_checkpoint, tmp_path):
         turbo.run({**config, "student": str(tmp_path / "other"), "cache": str(tmp_path / "out")}, tmp_path / "not")
 
 
-def turbo_pipeline(folder, steps=3):
+def turbo_pipeline(folder, steps=3, eta=0.0):
     pipe = AVDiTPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     state = {name: value + 0.02 for name, value in copy.deepcopy(pipe.transformer.adapter_state_dict()).items()}
-    pipe.add_pack("own-turbo", Pack(pipe.classes, state, steps=steps))
+    pipe.add_pack("own-turbo", Pack(pipe.classes, state, steps=steps, eta=eta))
     return pipe
 
 
@@ -171,6 +204,25 @@ def test_pipeline_uses_them_where_it_is_asked(tiny_checkpoint, tmp_path):
     pipe.save_pretrained(tmp_path)
     again = AVDiTPipeline.from_pretrained(tmp_path)
     assert (generate(again, Request("thunder", sampler="turbo")).frames == fast.frames).all()
+
+
+def test_they_tell_how_much_new_noise_their_steps_add(tiny_checkpoint, tmp_path):
+    without, pipe = turbo_pipeline(tiny_checkpoint), turbo_pipeline(tiny_checkpoint, eta=0.7)
+    first, second = (generate(pipe, Request("thunder", seed=seed, sampler="turbo")) for seed in (1, 2))
+    assert abs(first.frames - generate(without, Request("thunder", seed=1, sampler="turbo")).frames).max() > 0.01
+    generators = [torch.Generator().manual_seed(seed) for seed in (1, 2)]  # each clip draws its own
+    both = pipe(["thunder"] * 2, turbo=True, generator=generators)
+    for alone, together in zip((first, second), both.frames, strict=True):
+        assert abs(alone.frames - together).max() < 1e-3
+    pipe.save_pretrained(tmp_path)
+    again = AVDiTPipeline.from_pretrained(tmp_path)
+    assert (generate(again, Request("thunder", seed=1, sampler="turbo")).frames == first.frames).all()
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.5, "0.7", None])
+def test_a_bad_share_of_new_noise_is_said(tiny_checkpoint, tmp_path, value):
+    with pytest.raises(ValueError, match=f"^eta {value!r} must be a number from 0 to 1$"):
+        turbo.run({"pipeline": str(tiny_checkpoint), "eta": value}, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("name", "value"), [("steps", 0), ("substeps", 2.0), ("early_substeps", "4"), ("steps", True)])

@@ -18,7 +18,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
-from avdit.generate import Request, whole
+from avdit.generate import Request, between, whole
 from avdit.models.avdit import AVDiT
 from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.packs import Pack
@@ -36,6 +36,7 @@ DEFAULTS = {
     "student": None,  # folder of the pack that the student begins with; null: with its teacher's
     "clips": 160,  # rendered clips a class
     "steps": 4,  # of the student's sampler
+    "eta": 0.0,  # new noise that each of them adds, as the pipeline's
     "substeps": 2,  # of its teacher for each of them
     "early_substeps": 4,  # in the first half of them, where events find their moment
     "guidance": Request.guidance,  # of the teacher
@@ -68,6 +69,8 @@ class Teacher:
         given: Share of what guidance adds that stays for a picture of which a part is given.
         factorized: Whether clips are made from their first frame on, which are guided as the pipeline does it.
         empty: The unconditional class.
+        eta: New noise of the student's steps. The teacher lands below their ends by as much, from where that noise
+            leads back up to them.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Teacher:
         given: float,
         factorized: bool,
         empty: int,
+        eta: float = 0.0,
     ) -> None:
         self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
         self.factorized = factorized
@@ -91,12 +95,17 @@ class Teacher:
         coarse.set_timesteps(len(substeps))
         self.starts, self.substeps = coarse.timesteps, torch.tensor(substeps)  # (steps,), the first falling
         ends = torch.cat([self.starts[1:], torch.tensor([-1])])  # at the last end nothing is noised
+        alphas = torch.cat([scheduler.alphas_cumprod, scheduler.final_alpha_cumprod.view(1)]).double()
+        # A step of DDIM with the deviation sigma of new noise is one without it to less noise, and the noise on top.
+        before, after = alphas[self.starts], alphas[ends]
+        sigma = eta * ((1 - after) / (1 - before) * (1 - before / after)).sqrt()
+        landing = after / (1 - sigma**2)
+        ends = torch.where(ends < 0, ends, (landing.unsqueeze(1) - alphas[:-1]).abs().argmin(1))
         share = torch.arange(max(substeps) + 1) / self.substeps.unsqueeze(1)  # of each step, (steps, most + 1)
-        # Rounded as the scheduler does, whose own times these are where all steps have as many.
+        # Rounded as the scheduler does, whose own times these are where all steps have as many and nothing is added.
         self.grid = (self.starts.unsqueeze(1) + 1 - (self.starts - ends).unsqueeze(1) * share.clamp(max=1)).round() - 1
         self.grid = self.grid.long()
-        alphas = torch.cat([scheduler.alphas_cumprod, scheduler.final_alpha_cumprod.view(1)]).float()
-        self.alphas = alphas[self.grid]  # (steps, most + 1), as time -1 is the last in the list
+        self.alphas = torch.where(share < 1, alphas[self.grid], landing.unsqueeze(1)).float()  # (steps, most + 1)
         if scheduler.config.prediction_type != "v_prediction":
             raise ValueError("turbo adapters are distilled from a model that predicts the velocity")
 
@@ -186,12 +195,13 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     """Distil the adapters of a pipeline into ``out``/pack; a dry run says what that would cost.
 
     Raises:
-        ValueError: for a pipeline that cannot be distilled, a student's pack that does not fit, or steps that are not a
-            whole number from 1 to 1000.
+        ValueError: for a pipeline that cannot be distilled, a student's pack that does not fit, steps that are not a
+            whole number from 1 to 1000, or an ``eta`` that is not from 0 to 1.
     """
     config = {**DEFAULTS, **config}
     for name in ("steps", "substeps", "early_substeps"):
         whole(config[name], name, 1, 1000)
+    between(config["eta"], "eta", 0, 1)
     steps = config["steps"]
     substeps = [config["early_substeps"]] * (steps // 2) + [config["substeps"]] * (steps - steps // 2)
     config, classes, scheduler = from_pipeline(config)
@@ -220,7 +230,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return {"loss": terms["video"] + terms["audio"], **{name: term.detach() for name, term in terms.items()}}
 
     def sheet(path: Path) -> None:
-        unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "eta": 0.0}
+        unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "eta": config["eta"]}
         sample_sheet(model, data, scheduler, config["factorized"], path, num_inference_steps=steps, **unguided)
 
     checked = partial(loss, held_out) if held_out else None
@@ -237,6 +247,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["given_guidance"],
         config["factorized"],
         len(data.classes),
+        config["eta"],
     )
     batches = ClipBatches(
         data,
@@ -259,5 +270,5 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer.run()
     if trainer.accelerator.is_main_process:
         state = {name: value.to(torch.bfloat16) for name, value in model.adapter_state_dict().items()}
-        Pack(data.classes, state, steps, config["factorized"]).save(Path(out) / "pack")
+        Pack(data.classes, state, steps, config["factorized"], eta=config["eta"]).save(Path(out) / "pack")
     return None
