@@ -38,10 +38,10 @@ def test_generate_plays_picture_and_sound(page):
 
 def test_turbo_is_the_first_choice_until_steps_are_set(page):
     expect(page.get_by_role("radio", name="turbo")).to_be_checked()
-    expect(page.get_by_text("turbo takes 4 steps without guidance")).to_be_visible()
+    expect(page.get_by_text("turbo takes 6 steps without guidance")).to_be_visible()
     press(page, "Generate")
     status_has(page, "1.6 s of clip")
-    expect(page.locator("#link a")).to_have_attribute("href", re.compile(r"steps=4.*sampler=turbo"))
+    expect(page.locator("#link a")).to_have_attribute("href", re.compile(r"steps=6.*sampler=turbo"))
     set_number(page, "Steps", 2)
     expect(page.get_by_role("radio", name="ddim")).to_be_checked()
     press(page, "Generate")
