@@ -207,7 +207,9 @@ def test_continuations_are_told_how_noisy_their_past_is(tmp_path):
     wrong = (
         ({"context_noise": 1.5}, "context_noise 1.5 must"),
         ({"context_contrast": -0.1}, "context_contrast -0.1 must"),
+        ({"context_anchor": 2}, "context_anchor 2 must"),
         ({"moving": 0.5}, "moving_weight 0.5"),
+        ({"steady": -1}, "steady_weight -1 must"),
     )
     for change, message in wrong:
         with pytest.raises(ValueError, match=message):
@@ -235,6 +237,56 @@ def test_continuations_may_follow_a_past_of_another_contrast(tmp_path):
         torch.testing.assert_close(past[0].mean((0, 2, 3)), past[1].mean((0, 2, 3)), atol=0.05, rtol=0)
     assert 0.6 < min(gains) < 0.95 and 1.05 < max(gains) < 1.66
     assert torch.equal(before.audio, after.audio)
+
+
+class NumberedShards(RandomShards):
+    """Clips whose frames are filled with their number."""
+
+    def get(self, key, items, part=None):
+        value = super().get(key, items, part)
+        return torch.arange(value.shape[1]).view(1, -1, 1, 1, 1).expand_as(value) if key == "video" else value
+
+
+def test_continuations_may_look_back_to_a_frame_from_elsewhere(tmp_path):
+    """As in a stream: their first frame is another of the clip's; all that follows is as it was."""
+    geometry, diffusion = ClipGeometry(), Diffusion(xs_scheduler())
+    data = TrainingData(NumberedShards(geometry, 9), None, None, geometry, list(CLASSES), {})
+    tasks = {"continuation": 1.0, "image": 1.0}
+    batches = ClipBatches(data, geometry, diffusion, line_fit(tmp_path, 1), tasks, 0.1, diffusion.timesteps, 0.5)
+    for share in (0.0, 1.0):
+        batch = replace(batches, context_anchor=share).draw(torch.Generator().manual_seed(0))
+        continued = batch.given_frames[:, 1]
+        assert continued.any() and not continued.all()
+        for frames, given in zip(batch.video[continued], batch.given_frames[continued], strict=True):
+            for number in range(1, int(given.sum())):
+                assert (frames[number] == number).all()
+        first = batch.video[:, 0]
+        assert (first == first[:, :1, :1, :1]).all()
+        shown = first[:, 0, 0, 0]
+        assert (shown[~continued] == 0).all()  # whoever gives a picture gives the first one
+        if share:
+            assert len(shown[continued].unique()) > 2 and (shown[continued] < geometry.frames).all()
+        else:
+            assert (shown == 0).all()
+
+
+def test_what_flickers_can_count_for_more_than_what_is_wrong_throughout(tmp_path):
+    geometry, diffusion = ClipGeometry(), Diffusion(xs_scheduler())
+    data = TrainingData(RandomShards(geometry, 9), None, None, geometry, list(CLASSES), {})
+    tasks = {"joint": 1.0, "image": 1.0}
+    plain = ClipBatches(data, geometry, diffusion, line_fit(tmp_path, 1), tasks, 0.1, diffusion.timesteps, 0.5)
+    batches = [replace(plain, steady=steady).draw(torch.Generator().manual_seed(0)) for steady in (0.0, 1.0)]
+    whole = batches[1].given_frames.any(1).logical_not()
+    assert whole.any() and not whole.all()
+    batches = [batch.rows(whole) for batch in batches]
+    target = batches[0].video_target
+    throughout = torch.full_like(target, 0.1)
+    flickers = throughout * torch.tensor([1, -1]).repeat(geometry.frames // 2).view(1, -1, 1, 1, 1)
+    before, after = [
+        [batch.video_error(target + wrong, target).item() for wrong in (throughout, flickers)] for batch in batches
+    ]
+    assert before[0] == pytest.approx(before[1]) and after[0] == pytest.approx(before[0])
+    assert after[1] == pytest.approx(before[1] * (1 + 4 * (geometry.frames - 1) / geometry.frames), rel=1e-3)
 
 
 def test_clips_of_a_class_can_be_drawn_more_often(tmp_path):

@@ -56,9 +56,11 @@ DEFAULTS = {
     "modalities": ["video", "audio"],
     "class_table": True,  # trains, too; a run that goes on from trained adapters is a tenth faster without
     "moving_weight": 1.0,  # most that a cell's error counts for moving more than the clip's mean; 1: all count alike
+    "steady_weight": 0.0,  # what the error of how frames differ from the next counts for beside that of the frames
     "class_repeats": {},  # {"explosion": 2}: clips of that class are drawn twice as often as the others
     "context_noise": 0.15,  # most noise, as a share of the schedule, of what continuations are given
     "context_contrast": 0.3,  # most change of the log of their pictures' contrast
+    "context_anchor": 0.5,  # share of them whose first frame is one from elsewhere in the clip
     "tasks": {"joint": 0.6, "v2a": 0.1, "a2v": 0.1, "image": 0.1, "continuation": 0.1},
     "model": {
         "temporal_width": 128,
@@ -221,8 +223,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         diffusion.timesteps,
         model.config.shared_noise,
         config["moving_weight"],
+        config["steady_weight"],
         config["context_noise"],
         config["context_contrast"],
+        config["context_anchor"],
         config["factorized"],
     )
     if dry_run:

@@ -51,7 +51,7 @@ class ClipBatch:
 
     ``given_video`` (B, F, 1, 1, 1) and ``given_audio`` (B, 1, T, 1) tell what is given; ``share_video`` and
     ``share_audio`` what the sums of errors are divided by (see :func:`masked_error`). ``weight_video`` (B, 1, 1, h, w)
-    is what the error of each cell counts for.
+    is what the error of each cell counts for, ``steady`` what its change from frame to frame counts for beside it.
     """
 
     video: Tensor
@@ -66,6 +66,7 @@ class ClipBatch:
     weight_video: Tensor
     share_video: float
     share_audio: float
+    steady: float = 0.0
 
     def to(self, device: torch.device) -> "ClipBatch":
         values = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
@@ -86,8 +87,13 @@ class ClipBatch:
         return self.given_audio.flatten(1).unflatten(1, (self.t_audio.shape[1], -1))[..., 0]
 
     def video_error(self, predicted: Tensor, target: Tensor) -> Tensor:
-        """Mean squared error of the frames that were noised, its cells weighted."""
-        return masked_error(predicted, target, ~self.given_video * self.weight_video, self.share_video)
+        """Mean squared error of the frames that were noised, its cells weighted, and of how it changes between them."""
+        counted = ~self.given_video
+        error = masked_error(predicted, target, counted * self.weight_video, self.share_video)
+        if not self.steady:
+            return error
+        wrong = (predicted - target) * counted
+        return error + self.steady * masked_error(wrong[:, 1:], wrong[:, :-1], self.weight_video, self.share_video)
 
     def audio_error(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of the sound that was noised."""
@@ -104,12 +110,18 @@ class ClipBatches:
         timesteps: Draws the timesteps of a whole batch, (n,), from a generator.
         shared_noise: That of the model.
         moving: Most that a cell's error counts for (see :func:`moving_weight`); 1: all count alike.
+        steady: What the error of how each frame differs from the next counts for beside that of the frames. Most of a
+            frame's error is the whole clip's, such as where a dancer stands, and cannot be known; what the frames do
+            not have in common is small beside it, but is all that is seen of a pose that is held (as MotionDirector,
+            Zhao et al. 2023, arXiv 2310.08465, takes looks out of its temporal loss). What is best stays the same.
         context_noise: Most noise, as a share of the schedule, of what continuations are given. Each clip has its own
             timestep there, which the model is told (as in diffusion forcing, Chen et al. 2024, arXiv 2407.01392), so
             that a stream can distrust its own last window.
         context_contrast: Most by which the logarithm of the contrast of the pictures that continuations are given is
             changed, up or down, while what follows has its own. So a stream whose windows come out a little too strong,
             each the next one's example, is led back.
+        context_anchor: Share of the continuations whose first frame is one from elsewhere in the clip, as it is in a
+            stream, whose windows all look back to the first frame of its scene.
 
     Raises:
         ValueError: for a weight below 1, a share that is not from 0 to 1, or a change below 0.
@@ -124,17 +136,21 @@ class ClipBatches:
     timesteps: Callable[[torch.Generator, int], Tensor]
     shared_noise: float
     moving: float = 1.0
+    steady: float = 0.0
     context_noise: float = 0.0
     context_contrast: float = 0.0
+    context_anchor: float = 0.0
     factorized: bool = False
 
     def __post_init__(self) -> None:
         if not self.moving >= 1:
             raise ValueError(f"moving_weight {self.moving!r} must be 1 or more")
-        if not 0 <= self.context_noise <= 1:
-            raise ValueError(f"context_noise {self.context_noise!r} must be from 0 to 1")
-        if not self.context_contrast >= 0:
-            raise ValueError(f"context_contrast {self.context_contrast!r} must be 0 or more")
+        for name in ("context_noise", "context_anchor"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} {getattr(self, name)!r} must be from 0 to 1")
+        for name, value in (("context_contrast", self.context_contrast), ("steady_weight", self.steady)):
+            if not value >= 0:
+                raise ValueError(f"{name} {value!r} must be 0 or more")
 
     def draw(self, generator: torch.Generator) -> ClipBatch:
         """This process's rows of the next batch, on its device."""
@@ -148,11 +164,13 @@ class ClipBatches:
         most = round(self.context_noise * (len(self.diffusion.alphas) - 1))
         context = torch.randint(most + 1, (number,), generator=generator) * continued
         gain = (self.context_contrast * (2 * torch.rand(number, generator=generator) - 1) * continued).exp()
+        looks_back = (torch.rand(number, generator=generator) < self.context_anchor) & continued
+        anchor = torch.randint(geometry.frames, (number,), generator=generator) * looks_back
         # What is noised in the whole batch, so that a part in which much is given does not count for more.
         noised_frames, noised_columns = int((~frames).sum()), int((~columns).sum())
         items, device = trainer.mine(items), trainer.accelerator.device
-        drawn = dropped, frames, columns, t, context, gain
-        dropped, frames, columns, t, context, gain = map(trainer.here, drawn)
+        drawn = dropped, frames, columns, t, context, gain, anchor
+        dropped, frames, columns, t, context, gain, anchor = map(trainer.here, drawn)
         video = shards.get("video", items).to(device).float()
         # The audio latent's time axis leads, so that it lines up with its timesteps.
         sound = shards.get("audio", items).to(device).float().transpose(1, 2)
@@ -163,9 +181,12 @@ class ClipBatches:
         noise = [draw_noise(geometry, self.shared_noise, g, clips=(n,)) for g, n in trainer.draws()]
         weight = moving_weight(video, self.moving).unsqueeze(1)
         mean, gain = video.mean((1, 3, 4), keepdim=True), gain.view(-1, 1, 1, 1, 1)
-        video = torch.where(frames[..., None, None, None], mean + gain * (video - mean), video)
+        shown = torch.where(frames[..., None, None, None], mean + gain * (video - mean), video)
+        # Where a frame from elsewhere comes first it has its own contrast, as a stream's first one has.
+        elsewhere = video[torch.arange(len(video), device=device), anchor]
+        shown[:, 0] = torch.where((anchor > 0).view(-1, 1, 1, 1), elsewhere, shown[:, 0])
         noised_video, video_target = self.diffusion.noised(
-            video, torch.cat([v for v, _ in noise]).to(device), t_video, frames & (context == 0)
+            shown, torch.cat([v for v, _ in noise]).to(device), t_video, frames & (context == 0)
         )
         noised_sound, sound_target = self.diffusion.noised(
             sound,
@@ -188,4 +209,5 @@ class ClipBatches:
             weight_video=weight,
             share_video=noised_frames * frame_size / trainer.parts,
             share_audio=noised_columns * column_size / trainer.parts,
+            steady=self.steady,
         ).to(trainer.accelerator.device)

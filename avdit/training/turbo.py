@@ -48,8 +48,10 @@ DEFAULTS = {
     "factorized": ADAPTERS["factorized"],
     "class_table": ADAPTERS["class_table"],
     "moving_weight": ADAPTERS["moving_weight"],
+    "steady_weight": ADAPTERS["steady_weight"],
     "context_noise": ADAPTERS["context_noise"],
     "context_contrast": ADAPTERS["context_contrast"],
+    "context_anchor": ADAPTERS["context_anchor"],
     "class_repeats": ADAPTERS["class_repeats"],
     "tasks": ADAPTERS["tasks"],
     "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
@@ -259,8 +261,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         timesteps=teacher.timesteps,
         shared_noise=model.config.shared_noise,
         moving=config["moving_weight"],
+        steady=config["steady_weight"],
         context_noise=config["context_noise"],
         context_contrast=config["context_contrast"],
+        context_anchor=config["context_anchor"],
         factorized=config["factorized"],
     )
     if dry_run:
