@@ -60,7 +60,7 @@ DEFAULTS = {
     "class_repeats": {},  # {"explosion": 2}: clips of that class are drawn twice as often as the others
     "context_noise": 0.15,  # most noise, as a share of the schedule, of what continuations are given
     "context_contrast": 0.3,  # most change of the log of their pictures' contrast
-    "context_anchor": 0.5,  # share of them whose first frame is one from elsewhere in the clip
+    "context_anchor": 0.6,  # share of them whose first frame is one from elsewhere in the clip
     "tasks": {"joint": 0.6, "v2a": 0.1, "a2v": 0.1, "image": 0.1, "continuation": 0.1},
     "model": {
         "temporal_width": 128,

@@ -29,8 +29,9 @@ from avdit.training.trainer import processes
 
 FROM_FIRST_FRAME = {  # as dance is made
     "factorized": True,
-    "tasks": {"joint": 0.02, "v2a": 0.08, "a2v": 0.15, "image": 0.6, "continuation": 0.15},
+    "tasks": {"joint": 0.02, "v2a": 0.08, "a2v": 0.15, "image": 0.55, "continuation": 0.2},
 }
+DANCERS = {"moving_weight": 3.0, "steady_weight": 1.0}  # they fill a tenth of the picture, and hold their poses
 GOES_ON = {"tasks": {"joint": 0.5, "v2a": 0.05, "a2v": 0.05, "image": 0.1, "continuation": 0.3}}  # for streams
 RARE = {"class_repeats": {"explosion": 2, "splashing water": 2, "wind noise": 2}}
 DEFAULTS: dict[str, Any] = {
@@ -40,9 +41,9 @@ DEFAULTS: dict[str, Any] = {
     "backbone": {},
     # What is rare in a clip, and what moves in it, counts for more.
     "landscape": RARE,
-    "dance": {"moving_weight": 3.0, **FROM_FIRST_FRAME},
+    "dance": {**DANCERS, **FROM_FIRST_FRAME},
     "landscape-turbo": {"steps": 6, "eta": 0.7, **RARE, **GOES_ON},
-    "dance-turbo": {"moving_weight": 3.0, **FROM_FIRST_FRAME},
+    "dance-turbo": {**DANCERS, **FROM_FIRST_FRAME},
 }
 CLASS_TABLE = "class_embedder.embedding_table.weight"
 Stage = Callable[[dict[str, Any], Path, bool], Any]
