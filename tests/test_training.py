@@ -71,6 +71,13 @@ def test_training_ends_when_the_held_out_error_stops_falling(tmp_path):
     unchecked = line_fit(tmp_path / "unchecked", 60)
     torch.testing.assert_close(unchecked.run().state_dict(), falls.raw.state_dict(), atol=0, rtol=0)
 
+    drawn = []
+    for checked in ({}, {"held_out": 1, "check_every": 10}):  # another seed is checked by the same draws, and kept
+        other = line_fit(tmp_path / f"other{len(checked)}", 20, seed=3, **checked)
+        drawn.append(other.run().state_dict())
+    torch.testing.assert_close(*drawn, atol=0, rtol=0)
+    assert checks(tmp_path / "other2")[0] == (0, errors[0]) and checks(tmp_path / "other2")[1][1] != errors[1]
+
     rises = line_fit(tmp_path / "rises", 60, held_out=-1, check_every=10, patience=2)
     rises.run()
     (_, start), (_, first), (end, last) = checks(tmp_path / "rises")

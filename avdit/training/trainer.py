@@ -149,6 +149,7 @@ class Trainer:
         # Only now do all processes have the first one's weights.
         self.ema = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.step, self.part, self.elapsed = 0, 0, 0.0
+        self.drawn_from = config.seed  # what all draws of a step follow from, beside its number
         self.lowest, self.since = math.inf, 0  # error on held-out clips, and the measurements since then
 
     @property
@@ -163,7 +164,7 @@ class Trainer:
 
     @property
     def seed(self) -> int:
-        return self.config.seed * 1_000_003 + self.step
+        return self.drawn_from * 1_000_003 + self.step
 
     @property
     def rows(self) -> range:
@@ -315,13 +316,17 @@ class Trainer:
 
     @torch.no_grad()
     def check(self) -> None:
-        """Measure the error of the averaged weights on held-out clips, in batches that are the same each time."""
+        """Measure the error of the averaged weights on held-out clips.
+
+        Batches and noise are the same each time and of every ``seed``, so that runs compare.
+        """
         at, found = self.step, []
         self.swap_ema()
+        self.drawn_from = 0
         for step, part in itertools.product(range(CHECKS), range(self.config.accumulation)):
             self.step, self.part = step, part  # what is drawn follows from them
             found.append(self.held_out(self.module, torch.Generator().manual_seed(self.seed), step))
-        self.step = at
+        self.step, self.drawn_from = at, self.config.seed
         self.swap_ema()
         terms = {name: torch.stack([one[name].detach() for one in found]).mean() for name in found[0]}
         values = {name: round(term.item(), 5) for name, term in self.accelerator.reduce(terms, "mean").items()}
