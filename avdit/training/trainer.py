@@ -151,6 +151,7 @@ class Trainer:
         self.step, self.part, self.elapsed = 0, 0, 0.0
         self.drawn_from = config.seed  # what all draws of a step follow from, beside its number
         self.lowest, self.since = math.inf, 0  # error on held-out clips, and the measurements since then
+        self.beside: Any = None  # what the stage trains beside the module itself, and is saved with it
 
     @property
     def parts(self) -> int:
@@ -209,6 +210,8 @@ class Trainer:
             tensors[f"ema.{name}"] = self.ema[name]
             for key, value in state.get(parameter, {}).items():
                 tensors[f"optimiser.{key}.{name}"] = value
+        if self.beside is not None:
+            tensors.update({f"beside.{name}": value for name, value in self.beside.state_dict().items()})
         tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
         part = self.state_path.with_suffix(".part")
         told = {name: str(getattr(self, name)) for name in ("step", "elapsed", "lowest", "since")}
@@ -230,6 +233,9 @@ class Trainer:
                 for optimiser in self.optimisers:
                     if state and any(parameter is p for group in optimiser.param_groups for p in group["params"]):
                         optimiser.optimizer.state[parameter] = {k: file.get_tensor(n) for k, n in state.items()}
+            if self.beside is not None:
+                told = [name for name in keys if name.startswith("beside.")]
+                self.beside.load_state_dict({name.removeprefix("beside."): file.get_tensor(name) for name in told})
         self.step, self.elapsed = int(meta["step"]), float(meta["elapsed"])
         self.lowest, self.since = float(meta.get("lowest", math.inf)), int(meta.get("since", 0))
         return True

@@ -5,6 +5,8 @@
 Progressive distillation (Salimans & Ho 2022, arXiv 2202.00512) with the guidance folded in (Meng et al. 2023,
 arXiv 2210.03142): one step of the student must land where some guided steps of the teacher land. Only adapters train,
 and only at the timesteps that are ever used. The result is a pack that takes the place of its teacher's.
+
+``"adversarial_weight"`` adds an adversary, to which each step must lead to what might be a real clip (adversary.py).
 """
 
 import copy
@@ -25,6 +27,7 @@ from avdit.packs import Pack
 from avdit.pipeline import GIVEN_GUIDANCE, GUIDANCE_END
 from avdit.training.adapters import DEFAULTS as ADAPTERS
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
+from avdit.training.adversary import Adversary
 from avdit.training.batches import ClipBatch, ClipBatches
 from avdit.training.data import TrainingData, held_out_data, training_data
 from avdit.training.diffusion import Diffusion
@@ -53,9 +56,12 @@ DEFAULTS = {
     "context_contrast": ADAPTERS["context_contrast"],
     "context_anchor": ADAPTERS["context_anchor"],
     "class_repeats": ADAPTERS["class_repeats"],
+    "adversarial_weight": 0.0,  # of an adversary, as a share of the distillation's gradient (see adversary.py)
     "tasks": ADAPTERS["tasks"],
     "train": {"steps": 4000, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 50, "ema_decay": 0.99},
 }
+
+ADVERSARY_WARMUP = 150  # steps in which its weight rises
 
 
 class Teacher:
@@ -198,12 +204,14 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     Raises:
         ValueError: for a pipeline that cannot be distilled, a student's pack that does not fit, steps that are not a
-            whole number from 1 to 1000, or an ``eta`` that is not from 0 to 1.
+            whole number from 1 to 1000, an ``eta`` that is not from 0 to 1, or an adversary's weight that is not from
+            0 to 10.
     """
     config = {**DEFAULTS, **config}
     for name in ("steps", "substeps", "early_substeps"):
         whole(config[name], name, 1, 1000)
     between(config["eta"], "eta", 0, 1)
+    between(config["adversarial_weight"], "adversarial_weight", 0, 10)
     steps = config["steps"]
     substeps = [config["early_substeps"]] * (steps // 2) + [config["substeps"]] * (steps - steps // 2)
     config, classes, scheduler = from_pipeline(config)
@@ -229,7 +237,11 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
             video_target, audio_target = teacher.targets(batch)
         video, audio = module(batch.video, batch.audio, batch.t_video, batch.t_audio, batch.labels)
         terms = {"video": batch.video_error(video, video_target), "audio": batch.audio_error(audio, audio_target)}
-        return {"loss": terms["video"] + terms["audio"], **{name: term.detach() for name, term in terms.items()}}
+        told = {name: term.detach() for name, term in terms.items()}
+        total = terms["video"] + terms["audio"]
+        if trainer.beside is None or not torch.is_grad_enabled():
+            return {"loss": total, **told}
+        return {**told, **trainer.beside(batch, video, audio, total, generator, step)}
 
     def sheet(path: Path) -> None:
         unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "eta": config["eta"]}
@@ -237,6 +249,15 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
+    if config["adversarial_weight"]:
+        trainer.beside = Adversary(
+            geometry,
+            len(data.classes),
+            scheduler.alphas_cumprod.to(trainer.accelerator.device),
+            config["adversarial_weight"],
+            ADVERSARY_WARMUP,
+            trainer.accelerator.autocast,
+        )
     teacher = Teacher(
         fast(master, trainer),
         scheduler,

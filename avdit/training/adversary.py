@@ -1,0 +1,179 @@
+"""An adversary for few-step adapters: a small network that tells latents of clips from generated ones.
+
+What a student of few steps is asked for at high noise has more than one answer, and a squared error is content with
+their mean: pictures that are soft and motion that drifts. An adversary is content with any answer that might be a real
+clip's (adversarial diffusion distillation: Sauer et al. 2023, arXiv 2311.17042; in latents: 2024, arXiv 2403.12015).
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from avdit.geometry import ClipGeometry
+from avdit.training.batches import ClipBatch
+
+WIDTHS = 96, 192, 256  # channels of the discriminator's stages
+LEARNING_RATE = 5e-4
+BLUR = 0.1  # deviation of the noise to which verdicts must be blind; latents have a deviation of about 1
+PENALTY = 1.0  # of verdicts that change by that noise
+
+
+class Discriminator(nn.Module):
+    """Verdicts on clips of latents, picture and sound together, of every place at three scales.
+
+    Args:
+        num_classes: Classes; one more stands for none.
+    """
+
+    def __init__(self, geometry: ClipGeometry, num_classes: int, widths: tuple[int, ...] = WIDTHS) -> None:
+        super().__init__()
+        channels, bands = geometry.audio_channels, geometry.audio_latent_shape[-1]
+        first = widths[0]
+        self.stem = nn.Conv3d(geometry.video_channels, first, 3, (1, 2, 2), 1)
+        self.sound = nn.Sequential(
+            nn.Conv1d(channels * bands, first, 3, 1, 1), nn.SiLU(), nn.Conv1d(first, first, 3, 1, 1)
+        )
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Conv3d(a, b, 3, 2, 1), nn.SiLU(), nn.Conv3d(b, b, 3, 1, 1))
+            for a, b in zip(widths, widths[1:], strict=False)
+        )
+        self.heads = nn.ModuleList(nn.Sequential(nn.SiLU(), nn.Conv3d(w, w, 1), nn.SiLU()) for w in widths)
+        self.places = nn.ModuleList(nn.Conv3d(w, 1, 1) for w in widths)
+        # A verdict leans on the class by a product (Miyato & Koyama 2018, arXiv 1802.05637).
+        self.classes = nn.ModuleList(nn.Embedding(num_classes + 1, w) for w in widths)
+        for table in self.classes:
+            nn.init.zeros_(table.weight)
+
+    def forward(self, video: Tensor, audio: Tensor, labels: Tensor) -> list[Tensor]:
+        """Verdicts (B, places) at every scale, high for real clips.
+
+        Args:
+            video: (B, F, C, h, w).
+            audio: (B, C, T, f).
+            labels: (B,).
+        """
+        x = self.stem(video.transpose(1, 2))
+        sound = self.sound(audio.transpose(2, 3).flatten(1, 2))
+        x = x + F.interpolate(sound, x.shape[2])[..., None, None]  # what is heard at the time of each frame
+        found = []
+        for i, (head, place, table) in enumerate(zip(self.heads, self.places, self.classes, strict=True)):
+            x = self.stages[i - 1](x) if i else x
+            seen = head(x)
+            lean = (seen * table(labels)[..., None, None, None]).sum(1) / seen.shape[1] ** 0.5
+            found.append((place(seen)[:, 0] + lean).flatten(1).float())
+        return found
+
+
+class Adversary:
+    """A discriminator that learns beside a student, and what it adds to the student's loss.
+
+    Each clip that the student predicts is judged against the real one that was noised for it (Jolicoeur-Martineau
+    2018, arXiv 1807.00734). Verdicts on both are held smooth by noise (Lin et al. 2025, arXiv 2501.08316), without
+    which so few clips would soon be known by heart.
+
+    Args:
+        weight: Size of the gradient that it adds to the student's predictions, as a share of what is there without it.
+        alphas: Cumulative shares of signal of the noise schedule.
+        warmup: Steps in which its weight rises from nothing, while the discriminator learns to judge.
+        autocast: The precision in which verdicts are computed.
+    """
+
+    def __init__(
+        self,
+        geometry: ClipGeometry,
+        num_classes: int,
+        alphas: Tensor,
+        weight: float,
+        warmup: int,
+        autocast: Callable[[], AbstractContextManager],
+    ) -> None:
+        self.discriminator = Discriminator(geometry, num_classes).to(alphas.device)
+        self.optimiser = torch.optim.AdamW(
+            self.discriminator.parameters(), LEARNING_RATE, betas=(0.0, 0.99), weight_decay=0.0
+        )
+        self.alphas, self.weight, self.warmup, self.autocast = alphas, weight, warmup, autocast
+
+    def clean(self, batch: ClipBatch, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """The clips that velocities of picture and sound lead to from the noised ones of ``batch``."""
+        patch = batch.audio.shape[2] // batch.t_audio.shape[1]
+        t_audio = batch.t_audio.repeat_interleave(patch, 1).unsqueeze(1)
+        out = []
+        for x, v, t in ((batch.video, video, batch.t_video), (batch.audio, audio, t_audio)):
+            alpha = self.alphas[t].reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
+            out.append(alpha.sqrt() * x - (1 - alpha).sqrt() * v.float())
+        return out[0], out[1]
+
+    def pairs(self, batch: ClipBatch, video: Tensor, audio: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Real clips and those of predicted velocities, which have what was given in common."""
+        real = self.clean(batch, batch.video_target, batch.audio_target)
+        made = self.clean(batch, video, audio)
+        given = batch.given_video, batch.given_audio
+        return real, tuple(r.where(g, m) for r, m, g in zip(real, made, given, strict=True))
+
+    def learn(
+        self, real: tuple[Tensor, Tensor], made: tuple[Tensor, Tensor], labels: Tensor, generator: torch.Generator
+    ) -> Tensor:
+        """One step of the discriminator; returns the share of places at which it knew the real clip of a pair."""
+        noise = [BLUR * torch.randn(x.shape, generator=generator).to(x.device) for x in (*real, *made)]
+        blurred = [x + n for x, n in zip((*real, *made), noise, strict=True)]
+        video, audio = (torch.cat([real[i], made[i], blurred[i], blurred[i + 2]]) for i in (0, 1))
+        with self.autocast():
+            found = [one.chunk(4) for one in self.discriminator(video, audio, labels.repeat(4))]
+        better = [r - m for r, m, *_ in found]
+        drift = [torch.cat([r - r_blurred, m - m_blurred]) / BLUR for r, m, r_blurred, m_blurred in found]
+        loss = sum(F.softplus(-b).mean() + PENALTY * d.square().mean() for b, d in zip(better, drift, strict=True))
+        self.optimiser.zero_grad()
+        loss.backward()
+        self.optimiser.step()
+        return torch.stack([(b > 0).float().mean() for b in better]).mean()
+
+    def __call__(
+        self, batch: ClipBatch, video: Tensor, audio: Tensor, loss: Tensor, generator: torch.Generator, step: int
+    ) -> dict[str, Tensor]:
+        """Let the discriminator learn, then say what it makes of the student's ``loss``.
+
+        Args:
+            video, audio: The student's velocities, from which ``loss`` was computed.
+
+        Returns:
+            ``loss``, whose gradient now has the adversary's beside its own, and ``told``, the share of places at which
+            the discriminator knew the real clip.
+        """
+        real, made = self.pairs(batch, video, audio)
+        told = self.learn(real, tuple(x.detach() for x in made), batch.labels, generator)
+        with torch.no_grad(), self.autocast():
+            known = self.discriminator(*real, batch.labels)
+        with self.autocast():
+            judged = self.discriminator(*made, batch.labels)
+        wrong = sum(F.softplus(k - j).mean() for k, j in zip(known, judged, strict=True))
+        weight = self.weight * min(1.0, step / max(self.warmup, 1))
+        for part, own, other in zip(
+            (video, audio),
+            torch.autograd.grad(loss, (video, audio), retain_graph=True),
+            torch.autograd.grad(wrong, (video, audio)),
+            strict=True,
+        ):
+            scale = weight * own.norm() / other.norm().clamp(min=1e-12)
+            push = (part * (scale * other)).sum()
+            loss = loss + push - push.detach()  # its gradient alone
+        return {"loss": loss, "told": told}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights and what the optimiser knows of them, as flat tensors."""
+        told = {f"weight.{name}": value for name, value in self.discriminator.state_dict().items()}
+        for name, parameter in self.discriminator.named_parameters():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                told[f"{key}.{name}"] = value
+        return told
+
+    def load_state_dict(self, told: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` told."""
+        weights = {k.removeprefix("weight."): v for k, v in told.items() if k.startswith("weight.")}
+        self.discriminator.load_state_dict(weights)
+        for name, parameter in self.discriminator.named_parameters():
+            kept = {key: told[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in told}
+            if kept:
+                self.optimiser.state[parameter] = kept
