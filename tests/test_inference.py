@@ -32,7 +32,9 @@ def test_folded_model_equals_the_plain_one(left_out):
     one = torch.full_like(t_video, 700), torch.full_like(t_audio, 700)
     given = one[0].clone(), one[1].clone()
     given[0][:, :2], given[1][:, :1] = 0, 0  # as where a clip is continued
-    cases = ((t_video, t_audio), ()), (one, ()), (one, (False,)), (one, (False, False)), (given, ()), (one, ())
+    blind = False, False, (1,)  # block 1's tokens see themselves alone
+    knowing = (one, ()), (one, (False,)), (one, (False, False)), (one, blind)
+    cases = ((t_video, t_audio), ()), *knowing, (given, ()), (one, ())
     for times, knows in cases:
         expected = model(video, audio, *times, labels, *knows)
         for ours, theirs in zip(folded(video, audio, *times, labels, *knows), expected, strict=True):
@@ -40,6 +42,7 @@ def test_folded_model_equals_the_plain_one(left_out):
             torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
     image = video[:, :1], None, t_video[:, :1], None, labels, False, False  # a first frame that is made alone
     torch.testing.assert_close(folded(*image)[0], model(*image)[0], atol=1e-4, rtol=1e-4)
+    assert (folded(*image, (1,))[0] - folded(*image)[0]).abs().max() > 1e-3
 
 
 @torch.no_grad()

@@ -288,6 +288,20 @@ def test_timestep_of_one_frame_changes_that_frame_alone():
 
 
 @torch.no_grad()
+@torch.no_grad()
+def test_places_of_a_picture_see_each_other_unless_they_are_blind():
+    model, (video, _, t_video, _, labels) = joint_model(trained=True), inputs()
+    changed = video.clone()
+    changed[:, :, :, :2, :2] += 1.0  # the first token of every frame
+    for blind, alone in (((), False), ((1, 2), False), (range(4), True)):
+        before, after = (
+            model(x, None, t_video, None, labels, joint=False, temporal=False, blind=blind)[0] for x in (video, changed)
+        )
+        moved = (after - before).abs()
+        assert moved[..., :2, :2].max() > 1e-3
+        assert (moved[..., 2:, :].max() < 1e-6) == alone
+
+
 def test_save_and_load(tmp_path):
     model, sample = joint_model(trained=True), inputs()
     model.save_pretrained(tmp_path / "joint")

@@ -1,5 +1,6 @@
 """AV-DiT: one frozen image transformer that denoises a clip's frames and its sound together."""
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -188,6 +189,7 @@ class AVDiT(ModelMixin, PortableConfig):
         class_labels: Tensor,
         joint: bool = True,
         temporal: bool = True,
+        blind: Collection[int] = (),
     ) -> tuple[Tensor | None, Tensor | None]:
         """Predict for the noised latents of both, or of one alone where the other is None.
 
@@ -199,6 +201,7 @@ class AVDiT(ModelMixin, PortableConfig):
             class_labels: (B,).
             joint: Whether picture and sound know of each other; if not, each is predicted as if it were alone.
             temporal: Whether the frames know of each other; if not, and not ``joint``, each is an image by itself.
+            blind: Blocks in whose spatial attention every token of the picture sees itself alone.
 
         Returns:
             The predictions, shaped as ``video`` and ``audio``.
@@ -213,12 +216,12 @@ class AVDiT(ModelMixin, PortableConfig):
         if audio is not None:
             xa = self.audio_embedder(audio) + self.audio_positions.to(audio.dtype)  # (B, M, D)
             ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
-        for block, adapters in zip(dit.blocks, self.adapters, strict=True):
-            state = (xv, xa, cv, ca, rows)
+        for i, (block, adapters) in enumerate(zip(dit.blocks, self.adapters, strict=True)):
+            state = (xv, xa, cv, ca, rows, joint, temporal, i in blind)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                xv, xa = self._gradient_checkpointing_func(self._block, block, adapters, *state, joint, temporal)
+                xv, xa = self._gradient_checkpointing_func(self._block, block, adapters, *state)
             else:
-                xv, xa = self._block(block, adapters, *state, joint, temporal)
+                xv, xa = self._block(block, adapters, *state)
         if video is not None:
             video_out = dit.unpatchify(dit.final_layer(xv, cv))[:, : video.shape[2]]  # the variance half is dropped
             video_out = video_out.unflatten(0, video.shape[:2])
@@ -238,13 +241,15 @@ class AVDiT(ModelMixin, PortableConfig):
         rows: int,
         joint: bool,
         temporal: bool,
+        blind: bool,
     ) -> tuple[Tensor | None, Tensor | None]:
         frames = self.clip.frames
         if xv is not None:
             v = block.modulation(cv)  # 6 × (B·F, 1, D)
             seen = modulate(block.norm1(xv), v[0], v[1])
-            anchored = temporal and adapters.anchor is not None
-            xv = xv + v[2] * (adapters.anchor(block.attn, seen, frames) if anchored else block.attn(seen))
+            anchored = temporal and adapters.anchor is not None and not blind
+            attended = adapters.anchor(block.attn, seen, frames) if anchored else block.attn(seen, blind=blind)
+            xv = xv + v[2] * attended
             if temporal and adapters.temporal is not None:
                 xv = xv + adapters.temporal(xv, cv, frames)
         if xa is not None:

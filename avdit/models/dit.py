@@ -82,7 +82,10 @@ class LabelEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; ``delta`` adds the low-rank updates of an adapter."""
+    """Multi-head self-attention; ``delta`` adds the low-rank updates of an adapter.
+
+    A ``blind`` one lets every token see itself alone (perturbed attention: Ahn et al. 2024, arXiv 2403.17377).
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -90,7 +93,9 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, delta: nn.ModuleDict | None = None) -> Tensor:
+    def forward(self, x: Tensor, delta: nn.ModuleDict | None = None, blind: bool = False) -> Tensor:
+        if blind:
+            return self.proj(self.qkv(x).chunk(3, -1)[2])
         qkv = self.qkv(x) if delta is None else self.qkv(x) + delta["qkv"](x)  # (N, T, 3D)
         q, k, v = rearrange(qkv, "n t (three heads d) -> three n heads t d", three=3, heads=self.heads)
         x = rearrange(attend(q, k, v), "n heads t d -> n t (heads d)")

@@ -9,7 +9,7 @@
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +76,7 @@ class FoldedAVDiT:
         class_labels: Tensor,
         joint: bool = True,
         temporal: bool = True,
+        blind: Collection[int] = (),
     ) -> tuple[Tensor, Tensor | None]:
         """The predictions for both, or for the picture alone, as :meth:`AVDiT.forward` gives them."""
         model, (time, frequency) = self.model, self.model.clip.audio_patch
@@ -88,8 +89,8 @@ class FoldedAVDiT:
             if audio is not None:
                 xa = rearrange(audio.to(self.dtype), "b c (m p) (r q) -> b m r (c p q)", p=time, q=frequency)
                 xa = self.embed_audio(xa) + self.audio_positions  # (B, columns, rows, D)
-            for block, v_block, w_block, a_block in zip(self.blocks, v[:-1], w, a[:-1], strict=True):
-                xv, xa = block(xv, xa, v_block, w_block, a_block, joint, temporal)
+            for i, (block, *told) in enumerate(zip(self.blocks, v[:-1], w, a[:-1], strict=True)):
+                xv, xa = block(xv, xa, *told, joint, temporal, i in blind)
             video_out = self.video_final(normalised(xv, *v[-1])).flatten(0, 1)  # (B·F, N, values)
             audio_out = None
             if xa is not None:
@@ -201,9 +202,11 @@ class FoldedBlock:
         a: tuple[Tensor, ...],
         joint: bool,
         temporal: bool,
+        blind: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations."""
         attention = self.anchor if temporal and self.anchor is not None else self.video_attention
+        attention = self.video_attention.blind if blind else attention
         xv = torch.addcmul(xv, v[2], attention(normalised(xv, v[0], v[1])))
         if temporal and self.temporal is not None:
             xv = xv + self.temporal(xv, w)
@@ -227,6 +230,10 @@ class FoldedAttention:
 
     def __call__(self, x: Tensor) -> Tensor:
         return self.proj(attend(self.qkv(x), self.heads))
+
+    def blind(self, x: Tensor) -> Tensor:
+        """The same where every token sees itself alone."""
+        return self.proj(self.qkv(x).chunk(3, -1)[2].contiguous())
 
 
 class FoldedAnchor:
