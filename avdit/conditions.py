@@ -7,8 +7,9 @@ from torch import Tensor
 
 FIRST_FRAME_STEPS = 16  # of the first frame where it is made alone, each of which costs a sixteenth of a clip's
 FIRST_FRAME_GUIDED = 0.5  # share of these steps with guidance; later it adds contrast alone
-FIRST_FRAME_GUIDANCE = 3.0  # away from no class and blind middle blocks, in whose pictures nothing hangs together
-FIRST_FRAME_RESCALE = 0.7  # share of the contrast it adds that is taken back
+FIRST_FRAME_GUIDANCE = 4.0  # by the class there, which settles what the clip shows
+FIRST_FRAME_WHOLE = 1.0  # guidance away from blind middle blocks, in whose pictures nothing hangs together: one body
+FIRST_FRAME_RESCALE = 0.7  # share of the contrast that both add which is taken back
 Array = np.ndarray | Tensor
 
 
@@ -36,8 +37,9 @@ class ConditionMixin:
             state = latents.to(self.transformer.dtype), None, t.expand(len(latents), 1), None
             own = led = denoiser(*state, class_ids, joint=False, temporal=False)[0].float()
             if i < FIRST_FRAME_GUIDED * FIRST_FRAME_STEPS:
-                other = denoiser(*state, no_class, joint=False, temporal=False, blind=blind)[0].float()
-                led = other + FIRST_FRAME_GUIDANCE * (own - other)
+                none = denoiser(*state, no_class, joint=False, temporal=False)[0].float()
+                apart = denoiser(*state, no_class, joint=False, temporal=False, blind=blind)[0].float()
+                led = none + FIRST_FRAME_GUIDANCE * (own - none) + FIRST_FRAME_WHOLE * (own - apart)
                 # As Lin et al. 2023 (arXiv 2305.08891, section 3.4) do it: without this, colours come out too strong.
                 contrast = own.std((2, 3, 4), keepdim=True) / led.std((2, 3, 4), keepdim=True)
                 led = led * torch.lerp(torch.ones_like(contrast), contrast, FIRST_FRAME_RESCALE)

@@ -43,7 +43,7 @@ DEFAULTS: dict[str, Any] = {
     "landscape": RARE,
     "dance": {**DANCERS, **FROM_FIRST_FRAME},
     "landscape-turbo": {"steps": 6, "eta": 0.7, **RARE, **GOES_ON},
-    "dance-turbo": {**DANCERS, **FROM_FIRST_FRAME},
+    "dance-turbo": {"early_substeps": 2, "adversarial_weight": 0.4, **DANCERS, **FROM_FIRST_FRAME},
 }
 CLASS_TABLE = "class_embedder.embedding_table.weight"
 Stage = Callable[[dict[str, Any], Path, bool], Any]
