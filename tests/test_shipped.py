@@ -125,7 +125,7 @@ def test_dancers_keep_their_clothes(dances):
 
     renders = [render_clip(name, HELD_OUT + 2).frames.numpy() for name in GENRES]
     generated, real = (np.median([change(f) for f in clips]) for clips in ([c.frames for c in dances], renders))
-    assert 0 < generated < 1.6 * real  # where each frame chose its own clothes: 2.1
+    assert 0 < generated < 1.8 * real  # of 40 clips 1.3, by turbo 1.6; where each frame chose its own clothes: 2.1
 
 
 def test_explosions_are_heard_when_they_are_seen(shipped_pipeline):
