@@ -1,10 +1,13 @@
 """The adversary of few-step adapters: what it learns, and how it moves a student's predictions."""
 
-import contextlib
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from avdit.geometry import ClipGeometry
 from avdit.models.schedule import xs_scheduler
@@ -12,13 +15,15 @@ from avdit.training import turbo
 from avdit.training.adversary import Adversary
 from avdit.training.batches import ClipBatch
 from avdit.training.diffusion import Diffusion
+from avdit.training.trainer import Trainer, TrainerConfig
 
 GEOMETRY = ClipGeometry()
 
 
-def adversary(weight=0.5, warmup=0):
+def adversary(out, batch_size=2, weight=0.5, warmup=0):
     torch.manual_seed(0)
-    return Adversary(GEOMETRY, 3, xs_scheduler().alphas_cumprod, weight, warmup, contextlib.nullcontext)
+    trainer = Trainer(nn.Linear(1, 1), lambda *_: {}, TrainerConfig(batch_size=batch_size, mixed_precision="no"), out)
+    return Adversary(trainer, GEOMETRY, 3, xs_scheduler().alphas_cumprod, weight, warmup)
 
 
 def drawn(*shape, seed=0):
@@ -55,10 +60,10 @@ def noised(number=2, time=700, given_frames=4):
     return batch, video, audio
 
 
-def test_pairs_are_the_clips_themselves_and_share_what_was_given():
+def test_pairs_are_the_clips_themselves_and_share_what_was_given(tmp_path):
     batch, video, audio = noised()
     wrong = torch.zeros_like(batch.video), torch.zeros_like(batch.audio)
-    (real_video, real_audio), (made_video, made_audio) = adversary().pairs(batch, *wrong)
+    (real_video, real_audio), (made_video, made_audio) = adversary(tmp_path).pairs(batch, *wrong)
     torch.testing.assert_close(real_video[:, 4:], video[:, 4:], atol=1e-4, rtol=1e-4)
     rows = GEOMETRY.audio_patch[0] * GEOMETRY.columns_of(4)
     torch.testing.assert_close(real_audio[:, :, rows:], audio[:, :, rows:], atol=1e-4, rtol=1e-4)
@@ -68,9 +73,9 @@ def test_pairs_are_the_clips_themselves_and_share_what_was_given():
     assert (made_video[:, 4:] - real_video[:, 4:]).std() > 0.5 and (made_audio - real_audio)[:, :, rows:].std() > 0.5
 
 
-def test_held_poses_are_told_from_the_same_pictures_in_even_motion():
+def test_held_poses_are_told_from_the_same_pictures_in_even_motion(tmp_path):
     """The frames of both are alike one by one: only how they follow each other differs."""
-    judge, generator = adversary(), torch.Generator().manual_seed(0)
+    judge, generator = adversary(tmp_path, 4), torch.Generator().manual_seed(0)
     labels, audio = torch.zeros(4, dtype=torch.long), torch.zeros(4, *GEOMETRY.audio_latent_shape)
     told = []
     for step in range(40):
@@ -88,9 +93,9 @@ def test_held_poses_are_told_from_the_same_pictures_in_even_motion():
 
 
 @pytest.mark.parametrize(("step", "share"), [(0, 0.0), (5, 0.25), (10, 0.5), (99, 0.5)])
-def test_its_gradient_is_a_share_of_the_loss_it_joins(step, share):
+def test_its_gradient_is_a_share_of_the_loss_it_joins(tmp_path, step, share):
     batch, *_ = noised()
-    judge, found = adversary(weight=0.5, warmup=10), []
+    judge, found = adversary(tmp_path, weight=0.5, warmup=10), []
     for joined in (False, True):
         video, audio = (torch.zeros_like(x).requires_grad_() for x in (batch.video, batch.audio))
         loss = (video - batch.video_target).square().mean() + (audio - batch.audio_target).square().mean()
@@ -124,3 +129,20 @@ def test_a_killed_run_goes_on_with_its_adversary(tiny_checkpoint, tmp_path):
     for wrong in (-0.1, "much"):
         with pytest.raises(ValueError, match=f"adversarial_weight {wrong!r} must be"):
             turbo.run({**config, "adversarial_weight": wrong}, tmp_path / "not")
+
+
+def test_processes_share_one_adversary(tiny_checkpoint, tmp_path):
+    """Two processes with half of the clips each come to the weights that one comes to."""
+    told = {"pipeline": str(tiny_checkpoint), "clips": 1, "cache": str(tmp_path / "cache"), "adversarial_weight": 1.0}
+    train = {"steps": 2, "learning_rate": 1e-3, "final_rate": 1.0, "sample_every": 0, "mixed_precision": "no"}
+    turbo.run({**told, "train": {**train, "batch_size": 4}}, tmp_path / "one")
+    config = tmp_path / "two.json"
+    config.write_text(json.dumps({**told, "train": {**train, "batch_size": 2}}))
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "avdit"]
+    command = [*launch, "train", "turbo", "--config", str(config), "--out", str(tmp_path / "two")]
+    subprocess.run(command, check=True, capture_output=True)
+    one, two = (load_file(tmp_path / folder / "state.safetensors") for folder in ("one", "two"))
+    names = [name for name in one if name.startswith("beside.exp_avg.")]  # AdamW's first steps tell signs alone
+    assert names and one.keys() == two.keys()
+    first, second = (torch.cat([state[name].flatten() for name in names]) for state in (one, two))
+    assert (second - first).norm() < 0.01 * first.norm()

@@ -5,15 +5,13 @@ their mean: pictures that are soft and motion that drifts. An adversary is conte
 clip's (adversarial diffusion distillation: Sauer et al. 2023, arXiv 2311.17042; in latents: 2024, arXiv 2403.12015).
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from avdit.geometry import ClipGeometry
 from avdit.training.batches import ClipBatch
+from avdit.training.trainer import Trainer
 
 WIDTHS = 96, 192, 256  # channels of the discriminator's stages
 LEARNING_RATE = 5e-4
@@ -76,25 +74,26 @@ class Adversary:
 
     Args:
         weight: Size of the gradient that it adds to the student's predictions, as a share of what is there without it.
-        alphas: Cumulative shares of signal of the noise schedule.
+        trainer: The student's. Its processes all have one discriminator, which takes a step with each part of a batch.
+        alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
         warmup: Steps in which its weight rises from nothing, while the discriminator learns to judge.
-        autocast: The precision in which verdicts are computed.
     """
 
     def __init__(
         self,
+        trainer: Trainer,
         geometry: ClipGeometry,
         num_classes: int,
         alphas: Tensor,
         weight: float,
         warmup: int,
-        autocast: Callable[[], AbstractContextManager],
     ) -> None:
-        self.discriminator = Discriminator(geometry, num_classes).to(alphas.device)
+        self.trainer, self.accelerator = trainer, trainer.accelerator
+        self.discriminator = Discriminator(geometry, num_classes).to(self.accelerator.device)
         self.optimiser = torch.optim.AdamW(
             self.discriminator.parameters(), LEARNING_RATE, betas=(0.0, 0.99), weight_decay=0.0
         )
-        self.alphas, self.weight, self.warmup, self.autocast = alphas, weight, warmup, autocast
+        self.alphas, self.weight, self.warmup = alphas.to(self.accelerator.device), weight, warmup
 
     def clean(self, batch: ClipBatch, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """The clips that velocities of picture and sound lead to from the noised ones of ``batch``."""
@@ -117,16 +116,23 @@ class Adversary:
         self, real: tuple[Tensor, Tensor], made: tuple[Tensor, Tensor], labels: Tensor, generator: torch.Generator
     ) -> Tensor:
         """One step of the discriminator; returns the share of places at which it knew the real clip of a pair."""
-        noise = [BLUR * torch.randn(x.shape, generator=generator).to(x.device) for x in (*real, *made)]
-        blurred = [x + n for x, n in zip((*real, *made), noise, strict=True)]
+        # Each clip has its own generator, so that its noise does not depend on the process that it falls to.
+        seeds = self.trainer.mine(torch.randint(1 << 31, (self.trainer.global_batch,), generator=generator))
+        rows = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
+        blurred = [
+            x + BLUR * torch.stack([torch.randn(x.shape[1:], generator=row) for row in rows]).to(x.device)
+            for x in (*real, *made)
+        ]
         video, audio = (torch.cat([real[i], made[i], blurred[i], blurred[i + 2]]) for i in (0, 1))
-        with self.autocast():
+        with self.accelerator.autocast():
             found = [one.chunk(4) for one in self.discriminator(video, audio, labels.repeat(4))]
         better = [r - m for r, m, *_ in found]
         drift = [torch.cat([r - r_blurred, m - m_blurred]) / BLUR for r, m, r_blurred, m_blurred in found]
         loss = sum(F.softplus(-b).mean() + PENALTY * d.square().mean() for b, d in zip(better, drift, strict=True))
         self.optimiser.zero_grad()
         loss.backward()
+        for parameter in self.discriminator.parameters():
+            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
         self.optimiser.step()
         return torch.stack([(b > 0).float().mean() for b in better]).mean()
 
@@ -144,9 +150,9 @@ class Adversary:
         """
         real, made = self.pairs(batch, video, audio)
         told = self.learn(real, tuple(x.detach() for x in made), batch.labels, generator)
-        with torch.no_grad(), self.autocast():
+        with torch.no_grad(), self.accelerator.autocast():
             known = self.discriminator(*real, batch.labels)
-        with self.autocast():
+        with self.accelerator.autocast():
             judged = self.discriminator(*made, batch.labels)
         wrong = sum(F.softplus(k - j).mean() for k, j in zip(known, judged, strict=True))
         weight = self.weight * min(1.0, step / max(self.warmup, 1))
@@ -156,7 +162,9 @@ class Adversary:
             torch.autograd.grad(wrong, (video, audio)),
             strict=True,
         ):
-            scale = weight * own.norm() / other.norm().clamp(min=1e-12)
+            sizes = torch.stack([own.float().square().sum(), other.float().square().sum()])
+            size, pushed = self.accelerator.reduce(sizes, "sum").sqrt()  # of the clips of all processes
+            scale = weight * size / pushed.clamp(min=1e-12)
             push = (part * (scale * other)).sum()
             loss = loss + push - push.detach()  # its gradient alone
         return {"loss": loss, "told": told}

@@ -28,12 +28,12 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, parse_flag_from_env
-from diffusers import ModelMixin
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from avdit.training.blocks import checkpoint_blocks, compile_blocks
 from avdit.training.flops import counted_flops, matmul_flops
 
 Loss = Callable[[nn.Module, torch.Generator, int], dict[str, Tensor]]
@@ -414,32 +414,6 @@ def optimisers(parameters: dict[str, nn.Parameter], config: TrainerConfig) -> li
     if matrices:
         made.append(torch.optim.Muon(list(matrices.values()), adjust_lr_fn="match_rms_adamw", **shared))
     return made
-
-
-def compile_blocks(module: nn.Module) -> None:
-    """Compile the repeated blocks of every model in ``module`` that has some; where none has, the whole of it.
-
-    A graph of one block compiles in a fraction of the time of a graph of all, and runs as fast.
-    """
-    able = [part for part in module.modules() if hasattr(part, "compile_blocks")]
-    if not able:
-        module.compile()
-    for part in able[:1]:  # of a model within a model the outer one's
-        part.compile_blocks()
-
-
-def checkpoint_blocks(module: nn.Module) -> None:
-    """Let every diffusers model in ``module`` that can do so keep no activations of its blocks.
-
-    Raises:
-        ValueError: where none can.
-    """
-    models = [part for part in module.modules() if isinstance(part, ModelMixin)]
-    able = [part for part in models if part._supports_gradient_checkpointing]
-    if not able:
-        raise ValueError(f"gradient_checkpointing: {type(module).__name__} cannot compute its blocks again")
-    for part in able:
-        part.enable_gradient_checkpointing()
 
 
 def trainer_config(values: dict, **defaults) -> TrainerConfig:

@@ -251,12 +251,12 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
     if config["adversarial_weight"]:
         trainer.beside = Adversary(
+            trainer,
             geometry,
             len(data.classes),
-            scheduler.alphas_cumprod.to(trainer.accelerator.device),
+            scheduler.alphas_cumprod,
             config["adversarial_weight"],
             ADVERSARY_WARMUP,
-            trainer.accelerator.autocast,
         )
     teacher = Teacher(
         fast(master, trainer),
