@@ -17,7 +17,7 @@ from avdit.data.scenes import (
     render_clip,
 )
 from avdit.data.scenes import SEEDS as SEED_LIMIT
-from avdit.data.scenes.dance import STYLES
+from avdit.data.scenes.genres import STYLES
 from avdit.data.scenes.music import GROOVES, play
 from avdit.geometry import ClipGeometry
 
@@ -122,6 +122,18 @@ def test_dancers_reach_a_pose_on_the_beat(genre: str) -> None:
                 still.append(change[round(frame)].item())  # from the pose on
                 moving.append(change[round(frame) - 1].item())  # into it
     assert len(still) > 4 and sum(moving) > sum(still)
+
+
+def test_a_still_tells_the_genre_by_dress_and_place() -> None:
+    """One frame at 16 x 16 pixels is nearest to another seed's of its own genre, in colour."""
+
+    def stills(seeds: range) -> torch.Tensor:
+        frames = torch.stack([render_clip(genre, seed).frames[8] for seed in seeds for genre in GENRES])
+        return torch.nn.functional.adaptive_avg_pool2d(frames.movedim(-1, 1), 16).flatten(1)
+
+    nearest = torch.cdist(stills(range(200, 204)), stills(range(100, 110))).argmin(1) % len(GENRES)
+    told = nearest == torch.arange(len(GENRES)).repeat(4)
+    assert told.float().mean() >= 0.9
 
 
 @pytest.mark.parametrize("genre", GENRES)

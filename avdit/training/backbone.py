@@ -61,6 +61,37 @@ def sample_images(model: DiT, labels: Tensor, steps: int = 20, guidance: float =
     return x
 
 
+def frame_error(
+    data: TrainingData,
+    module: nn.Module,
+    generator: torch.Generator,
+    trainer: Trainer,
+    diffusion: Diffusion,
+    class_dropout: float,
+    most: float,
+) -> dict[str, Tensor]:
+    """Loss of ``module`` on one noised frame each of clips of ``data``, and its error with all cells alike.
+
+    Args:
+        class_dropout: Share of the frames whose class is not told.
+        most: What a cell's error counts for at most for moving more than the clip's mean.
+    """
+    number, device = trainer.global_batch, trainer.accelerator.device
+    items = torch.randint(len(data.shards), (number,), generator=generator)
+    frames = torch.randint(data.geometry.frames, (number,), generator=generator)
+    dropped = torch.rand(number, generator=generator) < class_dropout
+    t = diffusion.timesteps(generator, number)
+    items, (frames, dropped, t) = trainer.mine(items), map(trainer.here, (frames, dropped, t))
+    clips = data.shards.get("video", items).to(device).float()  # (N, F, C, h, w)
+    clean = clips[torch.arange(len(clips), device=device), frames]
+    labels = data.labels(items, dropped)
+    shape = clean.shape[1:]
+    noise = torch.cat([torch.randn(n, *shape, generator=g, device=g.device) for g, n in trainer.draws()]).to(device)
+    noised, target = diffusion.noised(clean, noise, t, torch.zeros_like(t, dtype=torch.bool))
+    error = (module(noised, t, labels.to(device)) - target).square()
+    return {"loss": (moving_weight(clips, most) * error).mean(), "error": error.mean()}
+
+
 def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
     """Train the backbone and save it in ``out``/backbone; a dry run says what it would cost and writes nothing."""
     config = {**DEFAULTS, **config}
@@ -77,21 +108,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     diffusion = Diffusion(xs_scheduler(), processes().device)
 
     def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
-        number, device = trainer.global_batch, trainer.accelerator.device
-        items = torch.randint(len(data.shards), (number,), generator=generator)
-        frames = torch.randint(geometry.frames, (number,), generator=generator)
-        dropped = torch.rand(number, generator=generator) < config["class_dropout"]
-        t = diffusion.timesteps(generator, number)
-        items, (frames, dropped, t) = trainer.mine(items), map(trainer.here, (frames, dropped, t))
-        clips = data.shards.get("video", items).to(device).float()  # (N, F, C, h, w)
-        clean = clips[torch.arange(len(clips), device=device), frames]
-        labels = data.labels(items, dropped)
-        shape = clean.shape[1:]
-        noise = torch.cat([torch.randn(n, *shape, generator=g, device=g.device) for g, n in trainer.draws()]).to(device)
-        noised, target = diffusion.noised(clean, noise, t, torch.zeros_like(t, dtype=torch.bool))
-        error = (module(noised, t, labels.to(device)) - target).square()
-        weight = moving_weight(clips, config["moving_weight"])
-        return {"loss": (weight * error).mean(), "error": error.mean()}
+        settings = config["class_dropout"], config["moving_weight"]
+        return frame_error(data, module, generator, trainer, diffusion, *settings)
 
     def sheet(path: Path) -> None:
         model.eval()

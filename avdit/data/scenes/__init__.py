@@ -8,6 +8,7 @@ from torch import Tensor
 
 from avdit.data.scenes import dance, fire, sky, water
 from avdit.data.scenes.base import Clip, Dice, Event, Renderer
+from avdit.data.scenes.genres import GENRES
 from avdit.geometry import ClipGeometry
 
 LANDSCAPE: dict[str, Renderer] = {
@@ -21,9 +22,8 @@ LANDSCAPE: dict[str, Renderer] = {
     "waterfall burbling": water.waterfall_burbling,
     "wind noise": sky.wind_noise,
 }
-RENDERERS: dict[str, Renderer] = LANDSCAPE | {genre: partial(dance.dance, genre=genre) for genre in dance.GENRES}
+RENDERERS: dict[str, Renderer] = LANDSCAPE | {genre: partial(dance.dance, genre=genre) for genre in GENRES}
 CLASSES = tuple(LANDSCAPE)
-GENRES = dance.GENRES
 PACKS = {"landscape": CLASSES, "dance": GENRES}
 ALL_CLASSES = tuple(RENDERERS)
 # PyTorch's CPU generator heeds the lowest 32 bits of a seed alone, so all ranges lie within them (clip_seed).

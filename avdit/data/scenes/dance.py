@@ -1,138 +1,15 @@
 """Dancers of the ten genres of AIST++: articulated figures that reach a pose on every beat of their music."""
 
 import math
-from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor
 
 from avdit.data.scenes.base import Clip, Dice, Event, colour, fractal_noise, frame_times, pixel_grid, shown, window
+from avdit.data.scenes.genres import CLOTH, HAIR, SKIN, STYLES, Place, Style
 from avdit.data.scenes.music import play
 from avdit.geometry import ClipGeometry
 
-Pair = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Pose:
-    """Directions of the limbs in degrees from straight down, positive to the right of the picture.
-
-    Pairs are (upper, lower) of a limb. ``turn`` rotates about the upright axis, ``tilt`` in the picture's plane;
-    ``lift`` raises the lowest point off the floor by a share of the body's height.
-    """
-
-    left_arm: Pair = (-12, -8)
-    right_arm: Pair = (12, 8)
-    left_leg: Pair = (-6, -4)
-    right_leg: Pair = (6, 4)
-    lean: float = 0
-    turn: float = 0
-    tilt: float = 0
-    lift: float = 0
-
-    def mirrored(self) -> "Pose":
-        def flip(pair: Pair) -> Pair:
-            return -pair[0], -pair[1]
-
-        return Pose(
-            flip(self.right_arm), flip(self.left_arm), flip(self.right_leg), flip(self.left_leg),
-            -self.lean, -self.turn, -self.tilt, self.lift,
-        )  # fmt: skip
-
-    def vector(self) -> Tensor:
-        """All values (12,)."""
-        values = []
-        for part in fields(self):
-            value = getattr(self, part.name)
-            values.extend(value if isinstance(value, tuple) else (value,))
-        return torch.tensor(values, dtype=torch.float32)
-
-
-@dataclass(frozen=True)
-class Style:
-    """How a genre moves and dresses."""
-
-    poses: tuple[Pose, ...]
-    sharpness: float  # share of the time between two poses that is spent still
-    beats: float = 1.0  # between two poses
-    bounce: float = 0.03  # dip on every beat, share of the body's height
-    spin: float = 0.0  # turns a beat
-    loose: float = 1.0  # width of the clothes
-    head: str = "hair"  # hair, cap or bun
-    places: tuple[str, ...] = field(default=("studio", "street"))
-
-
-STYLES = {
-    "break": Style((
-        Pose((-75, 40), (65, -60), (-28, 12), (24, -8), lean=10),
-        Pose((-30, -20), (20, 40), (-75, -30), (70, 150), tilt=80),
-        Pose((-15, -10), (25, 15), (-70, 20), (50, 130), tilt=180),
-        Pose((-15, -5), (15, 5), (-85, -85), (85, 85), tilt=180),
-        Pose((-60, 30), (40, -70), (10, -30), (-35, 5), lean=-8),
-    ), 0.35, bounce=0.03, loose=1.2, head="cap", places=("street", "street", "studio")),
-    "pop": Style((
-        Pose((-90, -180), (90, 0), (-8, -6), (8, 6), lean=6),
-        Pose((-90, 0), (90, 180), (-14, -4), (8, 6), lean=-6),
-        Pose((-45, -135), (45, 135), (-8, 0), (20, -10)),
-        Pose((-90, -90), (90, 90), (-6, -4), (6, 4)),
-        Pose((0, -90), (90, 180), (-20, 8), (10, 4), lean=8),
-    ), 0.75, bounce=0.012, loose=1.0, head="cap", places=("stage", "studio")),
-    "lock": Style((
-        Pose((-40, 70), (40, -70), (-26, 16), (26, -16)),
-        Pose((-30, 40), (150, 152), (-10, -6), (14, 10), lean=-6),
-        Pose((-110, -112), (110, 112), (-20, 12), (20, -12)),
-        Pose((-30, 60), (50, -80), (-8, -4), (75, 70), lean=-8),
-        Pose((-152, -150), (30, -50), (-16, 4), (16, -4), lean=6),
-    ), 0.65, bounce=0.035, loose=1.15, head="cap", places=("stage", "street")),
-    "waack": Style((
-        Pose((-170, 140), (60, 165), (-8, -4), (16, 6), lean=8),
-        Pose((-60, -170), (170, -140), (-16, -6), (8, 4), lean=-8),
-        Pose((-100, 170), (100, -170), (-8, -4), (20, 8), lean=4),
-        Pose((-30, 120), (165, 170), (-20, -8), (6, 2), lean=-10),
-    ), 0.25, beats=0.5, bounce=0.02, loose=0.85, places=("stage", "club")),
-    "middle hip-hop": Style((
-        Pose((-30, 60), (30, 80), (-24, 6), (10, 4), lean=9),
-        Pose((-30, -80), (30, -60), (-10, -4), (24, -6), lean=-9),
-        Pose((-50, 20), (50, -20), (-28, 14), (28, -14), lean=4),
-        Pose((-20, -60), (60, 100), (-12, 0), (30, 4), lean=-6),
-    ), 0.2, bounce=0.065, loose=1.35, head="cap", places=("street", "studio")),
-    "LA-style hip-hop": Style((
-        Pose((-120, -60), (60, -40), (-30, 10), (16, 4), lean=8, turn=25),
-        Pose((-60, 70), (130, 60), (-14, -4), (32, -12), lean=-8, turn=-25),
-        Pose((-95, -20), (95, 20), (-34, 18), (34, -18)),
-        Pose((-150, -100), (20, 80), (-12, -6), (40, 30), lean=-10),
-        Pose((-40, 90), (150, 110), (-32, 10), (10, 2), lean=10),
-    ), 0.5, beats=0.5, bounce=0.05, loose=1.25, head="cap", places=("studio", "club")),
-    "house": Style((
-        Pose((-40, -70), (35, 60), (22, -8), (-24, 6)),
-        Pose((-60, -30), (55, 40), (-36, -4), (30, 60)),
-        Pose((-35, -60), (40, 70), (-30, -62), (34, 4)),
-        Pose((-50, -80), (60, 40), (-10, -60), (12, 10), lift=0.03),
-    ), 0.1, beats=0.5, bounce=0.055, loose=1.1, places=("club", "club", "studio")),
-    "krump": Style((
-        Pose((-60, -150), (95, 95), (-34, 6), (34, -6), lean=-14),
-        Pose((-95, -95), (60, 150), (-34, 6), (34, -6), lean=14),
-        Pose((-120, -160), (120, 160), (-40, 14), (40, -14), lean=-4),
-        Pose((-30, 30), (30, -30), (-40, 20), (65, -5), lean=10),
-        Pose((-80, 20), (80, -20), (-44, 22), (44, -22)),
-    ), 0.55, beats=0.5, bounce=0.05, loose=1.35, places=("street", "street", "stage")),
-    "street jazz": Style((
-        Pose((-60, 60), (150, 150), (-6, -2), (22, 8), lean=-10),
-        Pose((-150, -30), (60, -60), (-22, -8), (6, 2), lean=10),
-        Pose((-90, -90), (60, -60), (-4, -2), (100, 95), lean=-10),
-        Pose((-165, -170), (90, 92), (-24, 2), (12, 4), turn=35),
-        Pose((-70, 80), (70, -80), (-18, -6), (18, 6), lean=6),
-    ), 0.5, bounce=0.02, loose=0.8, head="bun", places=("studio", "stage")),
-    "ballet jazz": Style((
-        Pose((-110, -100), (100, 110), (-2, 0), (92, 92), lean=-22),
-        Pose((-150, 165), (150, -165), (-2, 0), (35, -60), turn=180),
-        Pose((-95, -100), (95, 100), (-80, -82), (80, 82), lift=0.2),
-        Pose((-60, -70), (140, 165), (-24, 14), (24, -14)),
-        Pose((-160, -170), (80, 90), (-10, -6), (60, 62), lean=8),
-    ), 0.08, bounce=0.0, spin=0.35, loose=0.65, head="bun", places=("studio", "stage")),
-}  # fmt: skip
-
-GENRES = tuple(STYLES)
 TORSO, UPPER_ARM, FOREARM, THIGH, SHIN = 0.29, 0.165, 0.16, 0.245, 0.25  # shares of the body's height
 SHOULDER, HIP, NECK, HEAD = 0.1, 0.055, 0.085, 0.068
 
@@ -212,47 +89,42 @@ def capsule(x: Tensor, y: Tensor, a: Tensor, b: Tensor, ra: float, rb: float) ->
     return (qx * qx + qy * qy).sqrt() - radius, (qx / radius).clamp(-1, 1)
 
 
-def room(dice: Dice, geometry: ClipGeometry, place: str, floor: float, pulse: Tensor) -> Tensor:
+def room(dice: Dice, geometry: ClipGeometry, place: Place, floor: float, pulse: Tensor) -> Tensor:
     """The empty place (3, F, H, W); its lights follow ``pulse`` (F,) in [0, 1] where it has any."""
     x, y = pixel_grid(geometry, dice.device)
     height, width = geometry.height, geometry.width
     grain = fractal_noise(dice, height, width, cells=8, octaves=4)
     depth = ((y - floor) / (1 - floor)).clamp(0, 1)
     below = ((y - floor) * height).clamp(0, 1)
-    if place == "studio":
-        wall = colour(dice.choice([(0.78, 0.76, 0.72), (0.62, 0.68, 0.72), (0.8, 0.72, 0.66)]), dice.device)
-        wall = wall * (0.75 + 0.35 * y) * (0.95 + 0.1 * grain)
+    tint = colour(place.tint, dice.device)
+    if place.kind == "studio":
+        wall = tint * (0.75 + 0.35 * y) * (0.95 + 0.1 * grain)
         panes = (((x * dice.integer(3, 6)) % 1 - 0.5).abs() > 0.485).float()
         wall = wall * (1 - 0.35 * panes)
         boards = ((((x - 0.5) / (0.35 + depth)) * 14) % 1 - 0.5).abs()
         ground = colour((0.62, 0.44, 0.28), dice.device) * (0.7 + 0.3 * boards + 0.25 * (grain - 0.5))
         ground = ground * (0.75 + 0.35 * depth)
-    elif place == "street":
-        rows, light = 22, dice.uniform(0.45, 1.0)
+    elif place.kind == "street":
+        rows, light = 22, dice.uniform(*place.day)
         line = (y * rows).floor()
         brick = ((((x * 11 + 0.5 * (line % 2)) % 1) - 0.5).abs() > 0.46) | (((y * rows) % 1) > 0.88)
-        tint = colour(dice.choice([(0.5, 0.25, 0.2), (0.45, 0.4, 0.36), (0.4, 0.3, 0.26)]), dice.device)
         wall = (tint * (0.7 + 0.6 * grain)) * light
         wall = torch.lerp(wall, colour((0.6, 0.57, 0.52), dice.device) * light, 0.55 * brick.float())
         ground = colour((0.34, 0.34, 0.36), dice.device) * (0.7 + 0.6 * grain) * light
     else:
-        dark = colour(dice.choice([(0.05, 0.05, 0.1), (0.08, 0.03, 0.08), (0.04, 0.06, 0.09)]), dice.device)
-        wall = dark * (0.6 + 0.8 * grain) * (1.2 - 0.4 * y)
-        ground = dark * 2.2 * (0.8 + 0.4 * grain) * (0.5 + 0.8 * depth)
+        wall = tint * (0.6 + 0.8 * grain) * (1.2 - 0.4 * y)
+        ground = tint * 2.2 * (0.8 + 0.4 * grain) * (0.5 + 0.8 * depth)
     lit = torch.lerp(wall, ground, below).repeat(1, geometry.frames, 1, 1)
-    if place not in ("stage", "club"):
+    if not place.lights:
         return lit
-    for k in range(3 if place == "club" else 2):
-        hue = colour(
-            dice.choice([(1.0, 0.3, 0.5), (0.3, 0.6, 1.0), (0.5, 1.0, 0.5), (1.0, 0.8, 0.4), (0.7, 0.4, 1.0)]),
-            dice.device,
-        )
+    for k in range(3 if place.kind == "club" else 2):
+        hue = colour(dice.choice(place.lights), dice.device)
         top, foot = dice.uniform(0.05, 0.95), dice.uniform(0.3, 0.7)
         middle = top + (foot - top) * (y / floor).clamp(max=1.15)
         beam = torch.exp(-(((x - middle) / (0.02 + 0.1 * y)) ** 2)) * (1 - 0.5 * y)
         pool = torch.exp(-(((x - foot) / 0.22) ** 2) - ((y - floor - 0.1) / 0.07) ** 2)
-        strength = 0.3 + 0.7 * pulse if place == "club" else 0.75 + 0.25 * pulse
-        strength = torch.roll(strength, k * 2) if place == "club" and k else strength
+        strength = 0.3 + 0.7 * pulse if place.kind == "club" else 0.75 + 0.25 * pulse
+        strength = torch.roll(strength, k * 2) if place.kind == "club" and k else strength
         lit.addcmul_((0.35 * beam + 0.5 * pool) * hue, strength.view(-1, 1, 1))
     return lit
 
@@ -273,8 +145,7 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
     stand = floor + dice.uniform(0.14, 0.19)
     sway = dice.uniform(0.0, 0.05) * torch.sin(2 * math.pi * times / (4 * beat) + dice.uniform(0, 6.3))
     centre = dice.uniform(0.42, 0.58) + sway
-    place = dice.choice(style.places)
-    picture = room(dice, geometry, place, floor, pulse)
+    picture = room(dice, geometry, style.place, floor, pulse)
     origin = torch.stack([centre, torch.full_like(centre, stand)], 1)
     at = {name: origin + size * point for name, point in joints.items()}
 
@@ -295,25 +166,14 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
         shadow = torch.maximum(shadow, (0.5 - distance / (0.05 * size)).clamp(0, 1))
     view *= 1 - 0.45 * shadow
 
-    skin = colour(
-        dice.choice([(0.93, 0.76, 0.64), (0.8, 0.58, 0.43), (0.55, 0.37, 0.26), (0.38, 0.25, 0.18)]), dice.device
-    )
-    bright = [
-        (0.85, 0.2, 0.2),
-        (0.2, 0.4, 0.85),
-        (0.95, 0.75, 0.2),
-        (0.9, 0.9, 0.9),
-        (0.2, 0.65, 0.4),
-        (0.6, 0.25, 0.7),
-    ]
-    dark = [(0.12, 0.14, 0.2), (0.25, 0.25, 0.28), (0.2, 0.28, 0.45), (0.35, 0.28, 0.2)]
-    top, trousers = colour(dice.choice(bright), dice.device), colour(dice.choice(dark), dice.device)
-    shoes, hair = (
-        colour(dice.choice(bright), dice.device),
-        colour(dice.choice([(0.08, 0.06, 0.05), (0.3, 0.18, 0.1), (0.6, 0.45, 0.25)]), dice.device),
-    )
+    dress = style.dress
+    top, shoes = (colour(CLOTH[dice.choice(names)], dice.device) for names in (dress.tops, dress.shoes))
+    trousers = colour(CLOTH[dice.choice(dress.trousers)], dice.device) if dress.trousers else top
+    skin, hair = colour(dice.choice(SKIN), dice.device), colour(dice.choice(HAIR), dice.device)
+    upper_arm, forearm = skin if dress.sleeves == "none" else top, top if dress.sleeves == "long" else skin
+    shin = skin if dress.legs == "short" else trousers
     side = dice.choice([-1.0, 1.0])  # from where the light comes
-    light = 0.8 + (0.25 * pulse if place == "club" else 0.1 * pulse).view(-1, 1, 1)
+    light = 0.8 + (0.25 * pulse if style.place.kind == "club" else 0.1 * pulse).view(-1, 1, 1)
 
     pixels, each = picture.view(3, -1), torch.arange(geometry.frames, device=dice.device).view(-1, 1, 1)
 
@@ -336,11 +196,12 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
         seen = pixels.index_select(1, places).view(3, *cover.shape)
         pixels.index_copy_(1, places, seen.lerp_(shade * tint, cover).flatten(1))
 
-    wide = 0.75 + 0.25 * style.loose
+    wide = 0.75 + 0.25 * dress.loose
+    calf = 1.0 if dress.legs == "short" else dress.loose
     order = ("left", "right") if side > 0 else ("right", "left")
     for which in order:
-        draw(f"{which}_hip", f"{which}_knee", 0.06 * wide, 0.047 * style.loose, trousers)
-        draw(f"{which}_knee", f"{which}_foot", 0.045 * style.loose, 0.036 * style.loose, trousers)
+        draw(f"{which}_hip", f"{which}_knee", 0.06 * wide, 0.047 * dress.loose, trousers)
+        draw(f"{which}_knee", f"{which}_foot", 0.045 * calf, 0.036 * calf, shin)
         at["toe"] = at[f"{which}_foot"] + size * torch.tensor(
             [0.03 if which == "right" else -0.03, 0.008], device=dice.device
         )
@@ -348,8 +209,12 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
     far, near = order
 
     def arm(which: str) -> None:
-        draw(f"{which}_shoulder", f"{which}_elbow", 0.045 * wide, 0.039 * wide, top)
-        draw(f"{which}_elbow", f"{which}_hand", 0.034, 0.031, skin)
+        draw(f"{which}_shoulder", f"{which}_elbow", 0.045 * wide, 0.039 * wide, upper_arm)
+        draw(f"{which}_elbow", f"{which}_hand", 0.034, 0.031, forearm)
+        if dress.gloves:
+            draw(f"{which}_hand", f"{which}_hand", 0.042, 0.042, colour(CLOTH["white"], dice.device))
+        elif dress.sleeves == "long":
+            draw(f"{which}_hand", f"{which}_hand", 0.033, 0.033, skin)
 
     arm(far)
     draw("left_hip", "right_hip", 0.06 * wide, 0.06 * wide, trousers)
@@ -359,9 +224,9 @@ def dance(dice: Dice, geometry: ClipGeometry, genre: str) -> Clip:
     at["crown"] = at["head"] + (at["head"] - at["chest"]) * 0.25
     draw("head", "crown", HEAD * 0.86, HEAD * 0.8, skin)
     at["brow"] = at["head"] + (at["head"] - at["chest"]) * 0.5
-    draw("brow", "crown", HEAD * 0.66, HEAD * 0.72, top if style.head == "cap" else hair)
+    draw("brow", "crown", HEAD * 0.66, HEAD * 0.72, top if dress.head == "cap" else hair)
     draw("head", "head", HEAD * 0.7, HEAD * 0.7, skin)
-    if style.head == "bun":
+    if dress.head == "bun":
         at["bun"] = at["head"] + (at["head"] - at["chest"]) * 0.95
         draw("bun", "bun", HEAD * 0.4, HEAD * 0.4, hair)
     arm(near)
