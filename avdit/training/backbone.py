@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from avdit.geometry import ClipGeometry
 from avdit.models.dit import DiT
 from avdit.models.schedule import xs_scheduler
+from avdit.pipeline import AVDiTPipeline
 from avdit.training.data import TrainingData, clip_geometry, held_out_data, training_data
 from avdit.training.diffusion import Diffusion, moving_weight
+from avdit.training.keeping import KeptPacks
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, processes, trainer_config
 
@@ -26,6 +28,9 @@ DEFAULTS = {
     "codecs": "runs/codecs",  # folder of video_codec and audio_codec
     "clips": 160,  # rendered clips a class
     "class_dropout": 0.1,
+    "class_repeats": {},  # {"pop": 3}: frames of that class are drawn three times as often as the others
+    # {"pipeline": DIR, "packs": ["landscape"]}: what these make stays as it is, a clip a step, at this weight.
+    "keeps": {"pipeline": None, "packs": [], "weight": 10.0, "clips": 1},
     "moving_weight": 3.0,  # most that a cell's error counts for moving more than the clip's mean; 1: all count alike
     "model": {"hidden_size": 192, "depth": 8, "num_heads": 3},
     "train": {
@@ -99,17 +104,26 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     geometry = clip_geometry(config.get("geometry", {}))
     data = training_data(config, out, geometry, dry_run=dry_run)
     held_out = held_out_data(config, out, data, settings.check_every)
-    codec, classes = data.video_codec, data.classes
+    codec, classes, keeps = data.video_codec, data.classes, {**DEFAULTS["keeps"], **config["keeps"]}
+    if keeps["packs"] and (processes().num_processes > 1 or not keeps["pipeline"]):
+        raise ValueError("keeps is for one process and names the pipeline of its packs")
     start = config.get("start")
     torch.manual_seed(settings.seed)
     model = DiT.from_pretrained(start) if start else new_backbone(geometry, len(classes), config["model"])
     if model.config.num_classes != len(classes):
         raise ValueError(f"{start} has {model.config.num_classes} classes, the data {len(classes)}")
-    diffusion = Diffusion(xs_scheduler(), processes().device)
+    diffusion, kept = Diffusion(xs_scheduler(), processes().device), None
+    if keeps["packs"]:
+        kept = KeptPacks(AVDiTPipeline.from_pretrained(keeps["pipeline"]), keeps["packs"], model, data)
+    data = data.repeated(config["class_repeats"])
 
     def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         settings = config["class_dropout"], config["moving_weight"]
-        return frame_error(data, module, generator, trainer, diffusion, *settings)
+        terms = frame_error(data, module, generator, trainer, diffusion, *settings)
+        if kept is None or data is held_out:
+            return terms
+        change = kept.error(trainer, generator, step, keeps["clips"])
+        return {**terms, "loss": terms["loss"] + keeps["weight"] * change, "change": change.detach()}
 
     def sheet(path: Path) -> None:
         model.eval()
