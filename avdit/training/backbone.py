@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from avdit.geometry import ClipGeometry
 from avdit.models.dit import DiT
 from avdit.models.schedule import xs_scheduler
+from avdit.models.video_codec import VideoCodec
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.data import TrainingData, clip_geometry, held_out_data, training_data
 from avdit.training.diffusion import Diffusion, moving_weight
@@ -64,6 +65,16 @@ def sample_images(model: DiT, labels: Tensor, steps: int = 20, guidance: float =
         wanted, free = model(torch.cat([x, x]), time, torch.cat([labels, empty])).chunk(2)
         x = scheduler.step(free + guidance * (wanted - free), t, x).prev_sample
     return x
+
+
+def class_sheet(model: DiT, codec: VideoCodec, path: Path) -> None:
+    """Write two images of every class as a PNG."""
+    model.eval()
+    count = model.config.num_classes
+    labels = torch.arange(count, device=next(model.parameters()).device).repeat(2)
+    frames = codec.decode(sample_images(model, labels).unsqueeze(1)).squeeze(1)
+    save_png(image_grid(frames / 2 + 0.5, count), path)
+    model.train()
 
 
 def frame_error(
@@ -126,11 +137,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return {**terms, "loss": terms["loss"] + keeps["weight"] * change, "change": change.detach()}
 
     def sheet(path: Path) -> None:
-        model.eval()
-        labels = torch.arange(len(classes), device=next(model.parameters()).device).repeat(2)
-        frames = codec.decode(sample_images(model, labels).unsqueeze(1)).squeeze(1)
-        save_png(image_grid(frames / 2 + 0.5, len(classes)), path)
-        model.train()
+        class_sheet(model, codec, path)
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)

@@ -18,10 +18,9 @@ from avdit.models.dit import DiT
 from avdit.models.published import quiet
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.adapters import from_pipeline, geometry_of
-from avdit.training.backbone import frame_error, sample_images
+from avdit.training.backbone import class_sheet, frame_error
 from avdit.training.data import TrainingData, held_out_data, training_data
 from avdit.training.diffusion import Diffusion
-from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, processes, trainer_config
 
 DEFAULTS = {
@@ -73,11 +72,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return frame_error(data, module, generator, trainer, diffusion, 0.0, config["moving_weight"])
 
     def sheet(path: Path) -> None:
-        model.eval()
-        labels = torch.arange(len(data.classes), device=next(model.parameters()).device).repeat(2)
-        frames = data.video_codec.decode(sample_images(model, labels).unsqueeze(1)).squeeze(1)
-        save_png(image_grid(frames / 2 + 0.5, len(data.classes)), path)
-        model.train()
+        class_sheet(model, data.video_codec, path)
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)

@@ -3,7 +3,7 @@
 A backbone that learned from images again usually wants all its packs trained anew. Where new images concern one pack
 alone, the others' own predictions for noised clips, made with the backbone of before, are what they are held to (after
 *learning without forgetting*, Li and Hoiem 2016, arXiv 1606.09282). These have no noise in them, so that a clip a step
-is enough.
+is enough. A backbone learns nothing new from clips by it: what is asked of it there is what it did already.
 """
 
 from dataclasses import replace
@@ -35,7 +35,7 @@ class KeptPacks:
 
     def __init__(self, pipe: AVDiTPipeline, names: list[str], backbone: DiT, data: TrainingData) -> None:
         self.pairs, self.clips, self.diffusion = [], [], Diffusion(pipe.scheduler, next(backbone.parameters()).device)
-        known = {**pipe.packs, **{turbo: classes for turbo, classes in turbo_packs(pipe).items()}}
+        known = {**pipe.packs, **turbo_packs(pipe)}
         everything = torch.arange(len(data.shards))
         labels = data.labels(everything, torch.zeros_like(everything, dtype=torch.bool)).cpu()
         for name in names:
