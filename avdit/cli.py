@@ -14,7 +14,7 @@ from avdit.machine import fast_dtype, fast_precision
 from avdit.models.avdit import AVDiT
 from avdit.pipeline import AVDiTPipeline
 
-STAGES = ("codecs", "vocoder", "backbone", "class_table", "adapters", "turbo", "judges", "recipe")
+STAGES = ("codecs", "vocoder", "backbone", "images", "adapters", "turbo", "judges", "recipe")
 
 
 class Parser(argparse.ArgumentParser):
@@ -132,7 +132,7 @@ def build_parser() -> Parser:
     sub.add_argument("--out", type=Path, required=True, metavar="DIR")
     sub.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     sizes = ("temporal-width", "lora-rank", "interaction-rank", "interaction-every", "interaction-pool")
-    for name in (*sizes, "exchange-features", "anchor-rank", "neighbour-rank", "temporal-rank"):
+    for name in (*sizes, "exchange-features", "anchor-rank", "neighbour-rank", "temporal-rank", "image-rank"):
         sub.add_argument(f"--{name}", type=int, metavar="N", help="size of the adapters")
     sub.add_argument("--shared-noise", type=float, metavar="X", help="of the noise, that all frames have alike")
     sub.add_argument("--accept-licences", action="store_true", help="download what is not here yet")

@@ -26,7 +26,7 @@ class ConditionMixin:
     """How a pipeline comes by the latents that are given to its model clean."""
 
     def first_frame(self, class_ids: Tensor, generator: torch.Generator | list[torch.Generator] | None) -> Tensor:
-        """Latents (B, 1, C, h, w) of an image of each class (B,), made by the frozen backbone alone."""
+        """Latents (B, 1, C, h, w) of an image of each class (B,), made alone, with the pack's updates for images."""
         no_class = torch.full_like(class_ids, self.transformer.config.num_classes)
         blind = middle_blocks(len(self.transformer.backbone.blocks))
         scheduler = DDIMScheduler.from_config(self.scheduler.config)

@@ -83,6 +83,8 @@ class Pack:
 def differences(state: State, base: State) -> State:
     """What ``state`` has beyond ``base``: its matrices as 8-bit floats, each with a power of two that scales them.
 
+    A single zero tells what is the same in both.
+
     Raises:
         ValueError: naming the first key that one of them has and the other has not.
     """
@@ -91,11 +93,14 @@ def differences(state: State, base: State) -> State:
     told = {}
     for name, value in state.items():
         change = value.detach().float() - base[name].float().to(value.device)
+        if not change.any():
+            told[name] = torch.zeros((), dtype=torch.bfloat16)
+            continue
         if change.ndim < 2:
             told[name] = change.to(torch.bfloat16)
             continue
         most = change.abs().max().item() / torch.finfo(EIGHT_BITS).max
-        scale = 2.0 ** math.ceil(math.log2(most)) if most else 1.0
+        scale = 2.0 ** math.ceil(math.log2(most))
         told[name], told[name + SCALE] = (change / scale).to(EIGHT_BITS), torch.tensor(scale)
     return told
 

@@ -38,7 +38,14 @@ def random_transformer() -> AVDiT:
     shape = {"input_size": 16, "in_channels": 16, "num_classes": len(CLASSES), "learn_sigma": False}
     backbone = DiT(hidden_size=32, depth=2, num_heads=2, **shape)
     sizes = {"temporal_width": 32, "lora_rank": 4, "interaction_rank": 4, "interaction_pool": 2}
-    parts = {"exchange_features": 8, "anchor_rank": 4, "neighbour_rank": 4, "temporal_rank": 4, "shared_noise": 0.5}
+    parts = {
+        "exchange_features": 8,
+        "anchor_rank": 4,
+        "neighbour_rank": 4,
+        "temporal_rank": 4,
+        "image_rank": 4,
+        "shared_noise": 0.5,
+    }
     model = AVDiT.from_backbone(backbone, ClipGeometry(), **sizes, **parts)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.05)

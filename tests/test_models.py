@@ -45,6 +45,7 @@ SIZES = {
     "anchor_rank": 4,
     "neighbour_rank": 4,
     "temporal_rank": 4,
+    "image_rank": 4,
 }
 
 
@@ -141,7 +142,7 @@ def test_fresh_adapters_change_nothing():
 
 @torch.no_grad()
 def test_each_modality_runs_without_the_other():
-    model = joint_model(trained=True)
+    model = joint_model(trained=True, image_rank=0)
     video, audio, t_video, t_audio, labels = inputs()
     out, none = model(video, None, t_video, None, labels)
     none_too, sound = model(None, audio, None, t_audio, labels)
@@ -169,7 +170,7 @@ def test_only_adapters_learn():
     video, sound = model(*inputs(batch=4))
     (video.square().mean() + sound.square().mean()).backward()
     for name, parameter in model.named_parameters():
-        if name.startswith("backbone."):
+        if name.startswith("backbone.") or ".image_" in name:
             assert parameter.grad is None and not parameter.requires_grad, name
         else:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -243,6 +244,23 @@ def test_temporal_attention_is_told_timestep_and_class():
 
 
 @torch.no_grad()
+def test_updates_for_images_change_frames_that_know_of_no_others():
+    without, (video, audio, t_video, t_audio, labels) = joint_model(trained=True, image_rank=0), inputs()
+    sample, alone = (video, audio, t_video, t_audio, labels), {"joint": False, "temporal": False}
+    model = without.with_parts(image_rank=4)
+    torch.testing.assert_close(model(*sample, **alone), without(*sample, **alone))  # fresh, they change nothing
+    randomise(model.image_parts())
+    torch.testing.assert_close(model(*sample), without(*sample))
+    assert not torch.allclose(model(*sample, **alone)[0], without(*sample, **alone)[0])
+    torch.testing.assert_close(model(*sample, **alone)[1], without(*sample, **alone)[1])
+    changed = [model(*sample, **alone, blind=blind)[0] for blind in ((), (1,))]
+    assert not torch.allclose(changed[1], without(*sample, **alone, blind=(1,))[0])
+    assert not torch.allclose(*changed)
+    model.load_adapter_state_dict(without.adapter_state_dict())  # a pack that has none
+    torch.testing.assert_close(model(*sample, **alone), without(*sample, **alone))
+
+
+@torch.no_grad()
 def test_exchange_keeps_the_moment():
     exchange = randomise(TimeExchange(16, 8, frames=16, columns=20, rows=4))
     video, audio = torch.randn(1, 16, 9, 16), torch.randn(1, 80, 16)
@@ -264,6 +282,7 @@ LEFT_OUT = [
     {"anchor_rank": 0, "neighbour_rank": 0},
     {"neighbour_rank": 0},
     {"temporal_rank": 0},
+    {"image_rank": 0},
 ]
 
 
@@ -272,7 +291,8 @@ def test_parts_can_be_left_out(left_out):
     part, full = joint_model(trained=True, **left_out), joint_model()
     assert part.trainable_share < full.trainable_share
     (part(*inputs())[0].mean() + part(*inputs())[1].mean()).backward()
-    assert all(p.grad is not None for p in part.adapter_parameters())
+    assert all(p.grad is not None for p in part.adapter_parameters() if p.requires_grad)
+    assert not any(p.requires_grad for p in [*part.backbone.parameters(), *part.image_parts().parameters()])
 
 
 @torch.no_grad()

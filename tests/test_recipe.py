@@ -19,7 +19,7 @@ def test_a_recipe_makes_a_pipeline_of_all_packs_and_trains_nothing_twice(tmp_pat
     recipe.run(config, tmp_path)
     pipe = AVDiTPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.packs == {name: list(classes) for name, classes in PACKS.items()}
-    assert pipe.turbo_steps("thunder") == 6 and pipe.turbo_steps("break") == 4
+    assert pipe.turbo_steps("thunder") == 8 and pipe.turbo_steps("break") == 6
     made = pipe("krump", turbo=True, generator=torch.Generator().manual_seed(0), output_type="latent")
     assert made.frames.isfinite().all()
 

@@ -119,7 +119,8 @@ def create_demo(service: Service) -> gr.Blocks:
         leave_turbo = f"name => name === '{TURBO}' ? '{SAMPLERS[0]}' : name"
         for control in (steps, guidance, audio_guidance):
             control.input(None, sampler, sampler, js=leave_turbo, **quiet)
-        other = pack.input(_open_pack(service), [pack, sampler], [class_label, sampler], **quiet)
+        pack.change(_fit_sampler(service), [pack, sampler], sampler, **quiet)  # by a click, a link or a sample
+        other = pack.input(_open_pack(service), pack, class_label, **quiet)
         plots = []
         for event, asked, plays in (
             (opened.then, False, False),
@@ -215,13 +216,21 @@ def _tab(name: str, mode: Mode, seconds: float, handlers: Handlers) -> tuple[lis
 
 
 def _open_pack(service: Service) -> Callable:
-    """What shows the classes of a pack, and the samplers that there are for them."""
+    """What shows the classes of a pack."""
 
-    def open_pack(name: str, sampler: str) -> tuple:
-        label = service.packs[name][0]
-        return chosen(service.packs, label)[1], fitting_sampler(service.checkpoint.turbo_steps(label), sampler)
+    def open_pack(name: str) -> dict:
+        return chosen(service.packs, service.packs[name][0])[1]
 
     return open_pack
+
+
+def _fit_sampler(service: Service) -> Callable:
+    """What offers the samplers that there are for the classes of a pack."""
+
+    def fit(name: str, sampler: str) -> dict:
+        return fitting_sampler(service.checkpoint.turbo_steps(service.packs[name][0]), sampler)
+
+    return fit
 
 
 def _try_sample(service: Service, label: str, file: Path) -> Callable:

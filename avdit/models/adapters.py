@@ -31,6 +31,11 @@ def lora_for_attention(width: int, rank: int) -> nn.ModuleDict:
     return nn.ModuleDict({"qkv": LoRA(width, 3 * width, rank), "proj": LoRA(width, width, rank)})
 
 
+def lora_for_mlp(width: int, hidden: int, rank: int) -> nn.ModuleDict:
+    """Updates of the linear layers of ``Mlp``."""
+    return nn.ModuleDict({"fc1": LoRA(width, hidden, rank), "fc2": LoRA(hidden, width, rank)})
+
+
 class Anchor(nn.Module):
     """The block's own frozen self-attention, in which every frame also sees the clip's first one.
 
@@ -201,6 +206,7 @@ class BlockAdapters(nn.Module):
         temporal_width: int,
         temporal_rank: int = 0,
         rank: int,
+        image_rank: int = 0,
         frames: int,
         interaction: Interaction | None,
         anchor: Anchor | None = None,
@@ -213,6 +219,10 @@ class BlockAdapters(nn.Module):
         self.audio_attention = self.audio_mlp = self.audio_modulation = None
         if rank:
             self.audio_attention = lora_for_attention(width, rank)
-            self.audio_mlp = nn.ModuleDict({"fc1": LoRA(width, hidden, rank), "fc2": LoRA(hidden, width, rank)})
+            self.audio_mlp = lora_for_mlp(width, hidden, rank)
             self.audio_modulation = LoRA(width, 6 * width, rank)
+        self.image_attention = self.image_mlp = None
+        if image_rank:
+            self.image_attention = lora_for_attention(width, image_rank)
+            self.image_mlp = lora_for_mlp(width, hidden, image_rank)
         self.interaction = interaction

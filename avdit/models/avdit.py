@@ -31,6 +31,8 @@ class AVDiT(ModelMixin, PortableConfig):
         anchor_rank: Rank of the updates of the first frame's keys and values, which every frame sees; 0: none sees it.
         neighbour_rank: The same of the frames before and after, which every frame sees beside its own and the first.
         temporal_rank: Rank of what timestep and class change in the temporal attention; 0: nothing.
+        image_rank: Rank of the updates of attention and MLP in frames that do not know of each other, which are images:
+            what a pack's images have beyond those that the backbone makes; 0: nothing.
         shared_noise: Share of the noise's variance that all frames have in common (see
             :func:`avdit.models.noise.draw_noise`).
 
@@ -55,6 +57,7 @@ class AVDiT(ModelMixin, PortableConfig):
         anchor_rank: int = 0,
         neighbour_rank: int = 0,
         temporal_rank: int = 0,
+        image_rank: int = 0,
         shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
@@ -84,7 +87,7 @@ class AVDiT(ModelMixin, PortableConfig):
             return Anchor(width, shape.num_heads, anchor_rank, neighbour_rank=neighbour_rank)
 
         sizes = {"temporal_width": temporal_width, "temporal_rank": temporal_rank}
-        sizes |= {"rank": lora_rank, "frames": clip.frames}
+        sizes |= {"rank": lora_rank, "image_rank": image_rank, "frames": clip.frames}
         self.adapters = nn.ModuleList(
             BlockAdapters(width, hidden, **sizes, interaction=interaction(i), anchor=anchor())
             for i in range(shape.depth)
@@ -116,15 +119,21 @@ class AVDiT(ModelMixin, PortableConfig):
         return model
 
     def with_parts(self, **ranks: int) -> "AVDiT":
-        """The same model with fresh parts that it lacks: ``anchor_rank``, ``neighbour_rank``, ``temporal_rank``."""
+        """The same model with fresh parts that it lacks: ``anchor_rank``, ``image_rank`` and so on."""
         shape = {k: v for k, v in self.config.items() if not k.startswith("_")}  # "_" says what defaults stood for
         model = type(self)(**{**shape, **ranks})
         model.load_state_dict(self.state_dict(), strict=False)
         return model
 
     def freeze_backbone(self) -> None:
-        """Only the adapters want a gradient; what they replace is frozen with the rest of the backbone."""
+        """Only the adapters of clips want a gradient; those of images see no clip (training/images.py)."""
         self.backbone.requires_grad_(False)
+        self.image_parts().requires_grad_(False)
+
+    def image_parts(self) -> nn.ModuleList:
+        """The updates for images of all blocks; empty where there are none."""
+        parts = [part for block in self.adapters for part in (block.image_attention, block.image_mlp)]
+        return nn.ModuleList(part for part in parts if part is not None)
 
     def compile_blocks(self) -> None:
         """Compile what every block does, once for all blocks of a kind."""
@@ -148,13 +157,14 @@ class AVDiT(ModelMixin, PortableConfig):
         """Put another pack on the backbone in memory; its class table may have another length.
 
         A pack without anchors is one whose frames do not heed the first one, one without neighbours one whose frames do
-        not heed those beside them, and one without modulation of the temporal attention one where that changes nothing.
+        not heed those beside them, and one without modulation of the temporal attention, or updates for images, one
+        where these change nothing.
 
         Raises:
             ValueError: naming the first key that is wrong, missing or of another shape.
         """
         own, table = self.adapter_state_dict(), "class_embedder.embedding_table.weight"
-        for part in (".anchor.bias", ".anchor.update", ".anchor.neighbour_", ".temporal.modulation."):
+        for part in (".anchor.bias", ".anchor.update", ".anchor.neighbour_", ".temporal.modulation.", ".image_"):
             if not any(part in name for name in state):
                 state = {**state, **{name: without_effect(name, value) for name, value in own.items() if part in name}}
         for name in sorted(own.keys() ^ state.keys()):
@@ -175,7 +185,8 @@ class AVDiT(ModelMixin, PortableConfig):
         table = {"backbone": self.backbone, "audio in and out": nn.ModuleList([self.audio_embedder, self.audio_final])}
         counts = {name: sum(p.numel() for p in module.parameters()) for name, module in table.items()}
         counts["classes"] = sum(p.numel() for p in self.class_embedder.parameters())
-        for name in ("temporal", "audio_attention", "audio_mlp", "audio_modulation", "interaction", "anchor"):
+        names = ["temporal", "audio_attention", "audio_mlp", "audio_modulation", "interaction", "anchor"]
+        for name in [*names, "image_attention", "image_mlp"]:
             parts = [getattr(block, name) for block in self.adapters]
             counts[name.replace("_", " ")] = sum(p.numel() for m in parts if m is not None for p in m.parameters())
         return counts
@@ -200,7 +211,8 @@ class AVDiT(ModelMixin, PortableConfig):
             t_audio: Timestep of each audio column, (B, columns); 0 where it is given.
             class_labels: (B,).
             joint: Whether picture and sound know of each other; if not, each is predicted as if it were alone.
-            temporal: Whether the frames know of each other; if not, and not ``joint``, each is an image by itself.
+            temporal: Whether the frames know of each other; if not, and not ``joint``, each is an image by itself, and
+                as a pack's own images look.
             blind: Blocks in whose spatial attention every token of the picture sees itself alone.
 
         Returns:
@@ -247,8 +259,9 @@ class AVDiT(ModelMixin, PortableConfig):
         if xv is not None:
             v = block.modulation(cv)  # 6 × (B·F, 1, D)
             seen = modulate(block.norm1(xv), v[0], v[1])
+            of_images = (None, None) if temporal else (adapters.image_attention, adapters.image_mlp)
             anchored = temporal and adapters.anchor is not None and not blind
-            attended = adapters.anchor(block.attn, seen, frames) if anchored else block.attn(seen, blind=blind)
+            attended = adapters.anchor(block.attn, seen, frames) if anchored else block.attn(seen, of_images[0], blind)
             xv = xv + v[2] * attended
             if temporal and adapters.temporal is not None:
                 xv = xv + adapters.temporal(xv, cv, frames)
@@ -264,7 +277,7 @@ class AVDiT(ModelMixin, PortableConfig):
             from_sound, from_picture = adapters.interaction(block.attn, joint_v, joint_a)
             xv, xa = xv + from_sound.flatten(0, 1), xa + from_picture
         if xv is not None:
-            xv = xv + v[5] * block.mlp(modulate(block.norm2(xv), v[3], v[4]))
+            xv = xv + v[5] * block.mlp(modulate(block.norm2(xv), v[3], v[4]), of_images[1])
         if xa is not None:
             xa = xa + a[5] * block.mlp(modulate(block.norm2(xa), a[3], a[4]), adapters.audio_mlp)
         return xv, xa

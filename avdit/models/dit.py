@@ -94,11 +94,12 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, delta: nn.ModuleDict | None = None, blind: bool = False) -> Tensor:
-        if blind:
-            return self.proj(self.qkv(x).chunk(3, -1)[2])
         qkv = self.qkv(x) if delta is None else self.qkv(x) + delta["qkv"](x)  # (N, T, 3D)
-        q, k, v = rearrange(qkv, "n t (three heads d) -> three n heads t d", three=3, heads=self.heads)
-        x = rearrange(attend(q, k, v), "n heads t d -> n t (heads d)")
+        if blind:
+            x = qkv.chunk(3, -1)[2]
+        else:
+            q, k, v = rearrange(qkv, "n t (three heads d) -> three n heads t d", three=3, heads=self.heads)
+            x = rearrange(attend(q, k, v), "n heads t d -> n t (heads d)")
         return self.proj(x) if delta is None else self.proj(x) + delta["proj"](x)
 
 

@@ -186,6 +186,10 @@ class FoldedBlock:
         self.video_attention = FoldedAttention(block.attn, None, dtype)
         self.audio_attention = FoldedAttention(block.attn, adapters.audio_attention, dtype)
         self.video_mlp = folded_mlp(block.mlp, None, dtype)
+        self.image_attention, self.image_mlp = self.video_attention, self.video_mlp
+        if adapters.image_mlp is not None and any(p.any() for p in adapters.image_mlp["fc1"].up.parameters()):
+            self.image_attention = FoldedAttention(block.attn, adapters.image_attention, dtype)
+            self.image_mlp = folded_mlp(block.mlp, adapters.image_mlp, dtype)
         self.audio_mlp = folded_mlp(block.mlp, adapters.audio_mlp, dtype)
         anchor = adapters.anchor
         heeded = anchor is not None and (anchor.bias > UNHEEDED).any()
@@ -205,8 +209,11 @@ class FoldedBlock:
         blind: bool,
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations."""
-        attention = self.anchor if temporal and self.anchor is not None else self.video_attention
-        attention = self.video_attention.blind if blind else attention
+        attention, mlp = (self.video_attention, self.video_mlp) if temporal else (self.image_attention, self.image_mlp)
+        if blind:
+            attention = attention.blind
+        elif temporal and self.anchor is not None:
+            attention = self.anchor
         xv = torch.addcmul(xv, v[2], attention(normalised(xv, v[0], v[1])))
         if temporal and self.temporal is not None:
             xv = xv + self.temporal(xv, w)
@@ -216,7 +223,7 @@ class FoldedBlock:
             if joint and self.interaction is not None:
                 xv, xa = self.interaction(xv, xa, normalised(xv, v[0], v[1]), normalised(xa, a[0], a[1]))
             xa = torch.addcmul(xa, a[5], self.audio_mlp(normalised(xa, a[3], a[4])))
-        xv = torch.addcmul(xv, v[5], self.video_mlp(normalised(xv, v[3], v[4])))
+        xv = torch.addcmul(xv, v[5], mlp(normalised(xv, v[3], v[4])))
         return xv, xa
 
 

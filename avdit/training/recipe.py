@@ -24,7 +24,7 @@ from avdit.models.dit import DiT
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
-from avdit.training import adapters, backbone, codecs, turbo
+from avdit.training import adapters, backbone, codecs, images, turbo
 from avdit.training.trainer import processes
 
 FROM_FIRST_FRAME = {  # as dance is made
@@ -39,11 +39,13 @@ DEFAULTS: dict[str, Any] = {
     "clips": 160,  # rendered clips a class
     "codecs": {"clips": 60, "parts": ["video"], "crop": 256, "squared": 8.0},
     "backbone": {},
+    # Of the pack whose first frames are made alone: what its images have beyond the backbone's.
+    "dance-images": {"class_table": False, "class_dropout": 0.1, "train": {"learning_rate": 1e-3, "optimiser": "muon"}},
     # What is rare in a clip, and what moves in it, counts for more.
     "landscape": RARE,
     "dance": {**DANCERS, **FROM_FIRST_FRAME},
-    "landscape-turbo": {"steps": 6, "eta": 0.7, **RARE, **GOES_ON},
-    "dance-turbo": {"early_substeps": 2, "adversarial_weight": 0.4, **DANCERS, **FROM_FIRST_FRAME},
+    "landscape-turbo": {"steps": 8, "early_substeps": 2, "eta": 0.85, **RARE, **GOES_ON},
+    "dance-turbo": {"steps": 6, "early_substeps": 2, "adversarial_weight": 0.4, **DANCERS, **FROM_FIRST_FRAME},
 }
 CLASS_TABLE = "class_embedder.embedding_table.weight"
 Stage = Callable[[dict[str, Any], Path, bool], Any]
@@ -92,6 +94,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     for name in PACKS:
         base = out / name / "start"
         moved_base(pipe, name, DiT.from_pretrained(trained), out / "codecs", base)
+        if f"{name}-images" in stages:
+            base = stage(f"{name}-images", images.run, "pipeline", {"pipeline": str(base), "pack": name})
         stage(name, adapters.run, "pipeline", {"pipeline": str(base), "pack": name})
     for name in PACKS:
         student = out / f"{name}-turbo" / "start"

@@ -410,7 +410,9 @@ def optimisers(parameters: dict[str, nn.Parameter], config: TrainerConfig) -> li
         matrices = {n: p for n, p in parameters.items() if p.ndim == 2 and inner.search(n)}
     others = [p for n, p in parameters.items() if n not in matrices]
     shared = {"lr": config.learning_rate, "weight_decay": config.weight_decay}
-    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(others, betas=(0.9, 0.98), fused=True, **shared)]
+    made: list[torch.optim.Optimizer] = []
+    if others:
+        made.append(torch.optim.AdamW(others, betas=(0.9, 0.98), fused=True, **shared))
     if matrices:
         made.append(torch.optim.Muon(list(matrices.values()), adjust_lr_fn="match_rms_adamw", **shared))
     return made
