@@ -38,10 +38,10 @@ def test_generate_plays_picture_and_sound(page):
 
 def test_turbo_is_the_first_choice_until_steps_are_set(page):
     expect(page.get_by_role("radio", name="turbo")).to_be_checked()
-    expect(page.get_by_text("turbo takes 6 steps without guidance")).to_be_visible()
+    expect(page.get_by_text("turbo takes 8 steps without guidance")).to_be_visible()
     press(page, "Generate")
     status_has(page, "1.6 s of clip")
-    expect(page.locator("#link a")).to_have_attribute("href", re.compile(r"steps=6.*sampler=turbo"))
+    expect(page.locator("#link a")).to_have_attribute("href", re.compile(r"steps=8.*sampler=turbo"))
     set_number(page, "Steps", 2)
     expect(page.get_by_role("radio", name="ddim")).to_be_checked()
     press(page, "Generate")
@@ -86,6 +86,16 @@ def test_link_reopens_the_page_with_the_recipe(page):
     press(page, "Generate")
     status_has(page, f"seed {2**62 + 1}")
     expect(first).to_contain_text("1.6 s of clip")
+
+
+def test_link_of_another_pack_tells_the_steps_of_its_turbo(address, browser):
+    page = open_page(browser, address, "/?class=krump&sampler=turbo")
+    expect(page.get_by_role("radio", name="krump")).to_be_checked(timeout=PATIENCE)
+    expect(page.get_by_text("turbo takes 6 steps without guidance")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("radio", name="turbo")).to_be_checked()
+    page.get_by_role("radio", name="landscape", exact=True).check()
+    expect(page.get_by_text("turbo takes 8 steps without guidance")).to_be_visible(timeout=PATIENCE)
+    page.close()
 
 
 def test_wrong_link_says_what_is_wrong(address, browser):
