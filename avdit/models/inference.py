@@ -187,7 +187,8 @@ class FoldedBlock:
         self.audio_attention = FoldedAttention(block.attn, adapters.audio_attention, dtype)
         self.video_mlp = folded_mlp(block.mlp, None, dtype)
         self.image_attention, self.image_mlp = self.video_attention, self.video_mlp
-        if adapters.image_mlp is not None and any(p.any() for p in adapters.image_mlp["fc1"].up.parameters()):
+        updates = {**dict(adapters.image_attention or {}), **dict(adapters.image_mlp or {})}
+        if any(update.up.weight.any() for update in updates.values()):
             self.image_attention = FoldedAttention(block.attn, adapters.image_attention, dtype)
             self.image_mlp = folded_mlp(block.mlp, adapters.image_mlp, dtype)
         self.audio_mlp = folded_mlp(block.mlp, adapters.audio_mlp, dtype)
