@@ -154,7 +154,9 @@ def test_whole_report_with_its_floors_and_ceilings(small, capsys):
         assert np.isfinite([said[name][key] for key in ("value", "codec_floor", "ceiling")]).all()
     assert said["fvd"]["size"] == 128 and said["fvd"]["fps"] == 10
     assert said["sync"]["samples"] == 2
-    assert all(0 <= said["sync"][key] <= 1 for key in ("within_100ms", "shuffled", "av_align", "av_align_shuffled"))
+    assert all(0 <= said["sync"][key] <= 1 for key in ("within_100ms", "shuffled"))
+    # As published, several onsets may count for one peak of the picture, so that noise can come out above 1.
+    assert all(0 <= said["sync"][key] < 2 for key in ("av_align", "av_align_shuffled"))
     assert said["copies"]["training_clips"] == 4 and said["copies"]["video"]["median"] > 0
     assert said["video"]["psnr_db"] < 20 and said["audio"]["mel_l1"] > 0.5  # random weights keep little
 
@@ -316,6 +318,6 @@ def test_bench_accounts_for_a_clip(tiny_checkpoint):
 def test_bench_takes_the_pack_of_its_class(shipped_pipeline, monkeypatch, capsys):
     monkeypatch.setattr("avdit.cli.load_pipeline", lambda *_: shipped_pipeline)
     assert main(["bench", "--class", "krump", "--runs", "1", "--steps", "1", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["turbo"]["steps"] == 4 and shipped_pipeline.factorized
+    assert json.loads(capsys.readouterr().out)["turbo"]["steps"] == 6 and shipped_pipeline.factorized
     assert main(["bench", "--class", "polka"]) == 2
     assert "unknown class 'polka'" in capsys.readouterr().err

@@ -32,7 +32,7 @@ DEFAULTS = {
     "clips": 160,  # rendered clips a class
     "factorized": None,  # as the pipeline
     "class_table": True,  # trains; without class_dropout the row of no class stays as it is
-    "image_rank": 0,  # of the updates for images that train, too; 0: those that there are, where there are some
+    "image_rank": 0,  # of the updates for images, which train, too; 0: they stay as they are, or are none
     "class_dropout": 0.0,
     "moving_weight": 3.0,  # as the backbone
     "class_repeats": {},
@@ -79,14 +79,14 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     pipe = AVDiTPipeline.from_pretrained(config["pipeline"])
     known, rank = pipe.transformer.config.image_rank, config["image_rank"]
     if rank and known and rank != known:
-        raise ValueError(f"image_rank {rank} differs from the pipeline's {known}: leave it out to train on")
+        raise ValueError(f"image_rank {rank} differs from the pipeline's, which is {known}")
     if rank and not known:
         pipe.register_modules(transformer=pipe.transformer.with_parts(image_rank=rank))
-    if not (config["class_table"] or rank or known):
+    if not (config["class_table"] or rank):
         raise ValueError("class_table is false and image_rank 0: nothing would train")
     model = Images(pipe.transformer.requires_grad_(False))
     model.model.class_embedder.requires_grad_(config["class_table"])
-    model.model.image_parts().requires_grad_(bool(rank or known))
+    model.model.image_parts().requires_grad_(bool(rank))
     diffusion = Diffusion(scheduler, processes().device)
 
     def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:

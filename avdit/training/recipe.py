@@ -94,8 +94,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     for name in PACKS:
         base = out / name / "start"
         moved_base(pipe, name, DiT.from_pretrained(trained), out / "codecs", base)
-        if f"{name}-images" in stages:
-            base = stage(f"{name}-images", images.run, "pipeline", {"pipeline": str(base), "pack": name})
+        rank = pipe.transformer.config.image_rank
+        if rank and f"{name}-images" in stages:
+            given = {"pipeline": str(base), "pack": name, "image_rank": rank}
+            base = stage(f"{name}-images", images.run, "pipeline", given)
         stage(name, adapters.run, "pipeline", {"pipeline": str(base), "pack": name})
     for name in PACKS:
         student = out / f"{name}-turbo" / "start"
