@@ -72,18 +72,18 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     config = {**DEFAULTS, **config}
     config, classes, scheduler = from_pipeline(config)
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
-    data = training_data(config, out, geometry_of(config), classes, dry_run)
-    held_out = held_out_data(config, out, data, settings.check_every)
-    data = data.repeated(config["class_repeats"])
     torch.manual_seed(settings.seed)
     pipe = AVDiTPipeline.from_pretrained(config["pipeline"])
     known, rank = pipe.transformer.config.image_rank, config["image_rank"]
     if rank and known and rank != known:
         raise ValueError(f"image_rank {rank} differs from the pipeline's, which is {known}")
-    if rank and not known:
-        pipe.register_modules(transformer=pipe.transformer.with_parts(image_rank=rank))
     if not (config["class_table"] or rank):
         raise ValueError("class_table is false and image_rank 0: nothing would train")
+    if rank and not known:
+        pipe.register_modules(transformer=pipe.transformer.with_parts(image_rank=rank))
+    data = training_data(config, out, geometry_of(config), classes, dry_run)
+    held_out = held_out_data(config, out, data, settings.check_every)
+    data = data.repeated(config["class_repeats"])
     model = Images(pipe.transformer.requires_grad_(False))
     model.model.class_embedder.requires_grad_(config["class_table"])
     model.model.image_parts().requires_grad_(bool(rank))
