@@ -10,7 +10,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from avdit.conditions import Array, ConditionMixin
+from avdit.conditions import Array, ConditionMixin, middle_blocks
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
 from avdit.models.avdit import AVDiT
@@ -225,7 +225,8 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             guidance_start: Share of the steps after which guidance leads away from any class. At high noise that costs
                 variety (Kynkäänniemi et al. 2024, arXiv 2404.07724): rare moments, such as lightning, and their
                 synchrony. It leads what factorized adapters make from a first frame, which settles these, from the
-                start.
+                start; and there away from blind middle blocks, too (see :func:`avdit.conditions.middle_blocks`), so
+                that a body that moves stays one body.
             guidance_end: Share of the steps after which nothing is guided, as what a clip shows is settled then: an
                 interval, as in that paper, which saves the second look at each of those steps.
             joint_guidance_scale: Guidance of picture and sound by each other in the first steps, away from what each
@@ -343,6 +344,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
 
         # 4. Denoise.
         denoiser = self.denoiser()
+        blind = middle_blocks(len(self.transformer.backbone.blocks)) if from_first else ()
         with self.progress_bar(total=num_inference_steps) as bar:
             for i, t in enumerate(self.scheduler.timesteps):
                 late, single = (i >= start * num_inference_steps for start in (guidance_start, temporal_guidance_start))
@@ -359,9 +361,9 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 if scales != (1, 1):
                     # What guidance leads away from knows ever less: nothing of the other modality, then nothing of
                     # the other frames, at last nothing of the class. From a first frame on it knows that frame
-                    # throughout, as it must move from there, and never the class.
+                    # throughout, as it must move from there, never the class, and its picture does not hang together.
                     known = no_class if late or from_first else class_ids
-                    others = denoiser(*state, known, joint=False, temporal=from_first or not single)
+                    others = denoiser(*state, known, joint=False, temporal=from_first or not single, blind=blind)
                     video_out, audio_out = (
                         other.float() + scale * (out - other.float())
                         for scale, out, other in zip(scales, (video_out, audio_out), others, strict=True)

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from avdit.conditions import middle_blocks
 from avdit.data.scenes import CLASSES, GENRES
 from avdit.generate import Request, generate
 from avdit.models.inference import FoldedAVDiT
@@ -125,13 +126,34 @@ def test_what_follows_a_first_frame_is_led_away_from_no_class(tiny_pipeline):
     batch.given_audio.fill_(False)  # a frame alone
     batch.t_audio.fill_(999)
     empty, times = model.config.num_classes, (batch.t_video, batch.t_audio)
-    teacher = Teacher(model, xs_scheduler(), [1] * 4, 2.0, 0.5, 0.75, 3.0, 0.25, 0.0, True, empty)
+    teacher = Teacher(model, xs_scheduler(), [1] * 4, 2.0, 0.5, 0.75, 3.0, 0.25, 0.0, True, empty, blind=(1,))
     wanted = model(batch.video, batch.audio, *times, batch.labels)
-    others = model(batch.video, batch.audio, *times, torch.tensor([empty]), joint=False)
+    others = model(batch.video, batch.audio, *times, torch.tensor([empty]), joint=False, blind=(1,))
     for done, scale in ((0.0, 3.0), (0.25, 2.0), (0.5, 2.0), (0.75, 1.0)):
         found = teacher.guided(batch, [batch.video, batch.audio], torch.tensor([999]), torch.tensor([done]))
         for ours, v, w in zip(found, wanted, others, strict=True):
             torch.testing.assert_close(ours, w + scale * (v - w))
+
+
+@torch.no_grad()
+def test_from_a_first_frame_the_teacher_goes_the_pipelines_way(tiny_pipeline):
+    """All its steps for one of the student's land on the clip that the pipeline makes."""
+    model, batch = tiny_pipeline.transformer, batch_at(tiny_pipeline, 999, given_frames=1)
+    batch.given_audio.fill_(False)
+    batch.t_audio.fill_(999)
+    image = torch.rand(256, 256, 3, generator=torch.Generator().manual_seed(0))
+    latents = batch.video.clone(), batch.audio.clone()
+    given = {"image": image, "latents": latents, "factorized": True, "output_type": "latent", "eta": 0.0}
+    asked = {"num_inference_steps": 4, "guidance_scale": 2.0, "joint_guidance_scale": 3.0}
+    made = tiny_pipeline(5, **asked, **given)
+    batch.video[:, :1] = made.frames[:, :1]
+    settings = 2.0, 0.25, 0.5, 3.0, 0.25, 0.0, True, model.config.num_classes, 0.0
+    blind = middle_blocks(len(model.backbone.blocks))
+    landed = [-v for v in Teacher(model, xs_scheduler(), [4], *settings, blind).targets(batch)]
+    torch.testing.assert_close(landed[0][:, 1:], made.frames[:, 1:], atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(landed[1], made.audio, atol=1e-3, rtol=1e-3)
+    seeing = [-v for v in Teacher(model, xs_scheduler(), [4], *settings).targets(batch)]
+    assert (seeing[0] - landed[0])[:, 1:].abs().max() > 0.01  # what it is led away from is blind
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ and only at the timesteps that are ever used. The result is a pack that takes th
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
+from avdit.conditions import middle_blocks
 from avdit.generate import Request, between, whole
 from avdit.models.avdit import AVDiT
 from avdit.models.inference import FoldedAVDiT, can_fold
@@ -79,6 +80,7 @@ class Teacher:
         empty: The unconditional class.
         eta: New noise of the student's steps. The teacher lands below their ends by as much, from where that noise
             leads back up to them.
+        blind: Blocks that are blind in what guidance leads away from, of clips that are made from their first frame.
     """
 
     def __init__(
@@ -95,7 +97,9 @@ class Teacher:
         factorized: bool,
         empty: int,
         eta: float = 0.0,
+        blind: Collection[int] = (),
     ) -> None:
+        self.blind = blind
         self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
         self.factorized = factorized
         self.start, self.end, self.temporal_start, self.given = start, end, temporal_start, given
@@ -166,10 +170,12 @@ class Teacher:
         from_first = (frames == 1) & self.factorized
         inputs = (*state, t_video, t_audio, torch.where(late | from_first, self.empty, batch.labels))
         others, guided = [v.clone() for v in wanted], done < self.end
-        together = from_first | ~single
-        for rows, temporal in ((guided & together, True), (guided & ~together, False)):
+        together = ~from_first & ~single
+        kinds = (from_first, True, self.blind), (together, True, ()), (~from_first & single, False, ())
+        for rows, temporal, blind in kinds:
+            rows = rows & guided
             if rows.any():
-                found = self.model(*(part[rows] for part in inputs), joint=False, temporal=temporal)
+                found = self.model(*(part[rows] for part in inputs), joint=False, temporal=temporal, blind=blind)
                 for other, v in zip(others, found, strict=True):
                     other[rows] = v.float()
         # A picture that is given in part is guided less, as in the pipeline.
@@ -271,6 +277,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["factorized"],
         len(data.classes),
         config["eta"],
+        middle_blocks(len(model.backbone.blocks)),
     )
     batches = ClipBatches(
         data,
