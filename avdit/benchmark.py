@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from avdit.conditions import middle_blocks
 from avdit.generate import TURBO, Request, Result, generate
 from avdit.machine import processor
 from avdit.models.inference import FoldedAVDiT
@@ -138,10 +139,12 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12, class_label: str 
     def denoising(guided: bool) -> dict[str, float]:
         times = [torch.full((1, n), 500, device=device) for n in (clip.frames, clip.audio_columns)]
         label, none = (torch.tensor([i], device=device) for i in (0, model.config.num_classes))
+        blind = middle_blocks(len(model.backbone.blocks)) if pipe.factorized else ()
+        less = {"joint": False, "temporal": pipe.factorized, "blind": blind}  # as after the first steps of a clip
 
         def step() -> tuple[Tensor, ...]:
             wanted = denoiser(video, audio, *times, label)
-            return (*wanted, *denoiser(video, audio, *times, none, joint=False, temporal=False)) if guided else wanted
+            return (*wanted, *denoiser(video, audio, *times, none, **less)) if guided else wanted
 
         return ceiling.stage(step, runs, model, video, audio)
 

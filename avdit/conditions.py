@@ -38,7 +38,7 @@ class ConditionMixin:
             own = led = denoiser(*state, class_ids, joint=False, temporal=False)[0].float()
             if i < FIRST_FRAME_GUIDED * FIRST_FRAME_STEPS:
                 none = denoiser(*state, no_class, joint=False, temporal=False)[0].float()
-                apart = denoiser(*state, no_class, joint=False, temporal=False, blind=blind)[0].float()
+                apart = denoiser(*state, class_ids, joint=False, temporal=False, blind=blind)[0].float()
                 led = none + FIRST_FRAME_GUIDANCE * (own - none) + FIRST_FRAME_WHOLE * (own - apart)
                 # As Lin et al. 2023 (arXiv 2305.08891, section 3.4) do it: without this, colours come out too strong.
                 contrast = own.std((2, 3, 4), keepdim=True) / led.std((2, 3, 4), keepdim=True)
