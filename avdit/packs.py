@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from avdit.checkpoint import PACK_FACTS, PACK_FILE, pack_facts
+from avdit.models.avdit import OPTIONAL
 
 EIGHT_BITS = torch.float8_e4m3fn
 SCALE = ".scale"  # ends the name of what a tensor of 8-bit numbers is multiplied by
@@ -86,10 +87,10 @@ def differences(state: State, base: State) -> State:
     A single zero tells what is the same in both.
 
     Raises:
-        ValueError: naming the first key that one of them has and the other has not.
+        ValueError: naming the first key that one of them has and the other has not, but for what a pack may lack.
     """
-    for name in sorted(state.keys() ^ base.keys()):
-        raise ValueError(f"compact pack does not fit its base: {name!r} is in one of them alone")
+    state = {**optional(base), **state}
+    expect_same(state, base)
     told = {}
     for name, value in state.items():
         change = value.detach().float() - base[name].float().to(value.device)
@@ -109,15 +110,28 @@ def added(told: State, base: State) -> State:
     """``base`` and what :func:`differences` told, in 32-bit floats.
 
     Raises:
-        ValueError: naming the first key that one of them has and the other has not.
+        ValueError: naming the first key that one of them has and the other has not, but for what a pack may lack.
     """
-    for name in sorted({name.removesuffix(SCALE) for name in told} ^ base.keys()):
-        raise ValueError(f"compact pack does not fit its base: {name!r} is in one of them alone")
+    same = {name: torch.zeros(()) for name in optional(base)}
+    nothing = {name for name in optional(told) if not told[name].ndim and not name.endswith(SCALE)}
+    told = {name: change for name, change in {**same, **told}.items() if name in base or name not in nothing}
+    expect_same({name.removesuffix(SCALE) for name in told}, base)
     state = {}
     for name, change in told.items():
         if not name.endswith(SCALE):
             state[name] = base[name].float() + change.float().to(base[name].device) * told.get(name + SCALE, 1.0)
     return state
+
+
+def optional(state: State) -> State:
+    """What of ``state`` a pack may lack."""
+    return {name: value for name, value in state.items() if any(part in name for part in OPTIONAL)}
+
+
+def expect_same(names: Collection[str], base: State) -> None:
+    """Raise ``ValueError`` naming the first key that is in one of both alone."""
+    for name in sorted(set(names) ^ base.keys()):
+        raise ValueError(f"compact pack does not fit its base: {name!r} is in one of them alone")
 
 
 def is_turbo(path: Path) -> bool:
@@ -146,10 +160,18 @@ class PackMixin:
         return pipe
 
     def save_pretrained(self, folder: str | Path, **kwargs: Any) -> None:
-        """Save the pipeline as diffusers does, with its further packs in the folder ``packs``."""
+        """Save the pipeline as diffusers does, with its further packs in the folder ``packs``.
+
+        What further packs have and the first one has not takes no room beside the first one's adapters.
+        """
         default, *others = self._packs
         self.use_pack(default)
-        super().save_pretrained(folder, **kwargs)
+        model = self.transformer
+        self.register_modules(transformer=model.without_idle_parts())
+        try:
+            super().save_pretrained(folder, **kwargs)
+        finally:
+            self.register_modules(transformer=model)
         for name in others:
             pack = self._packs[name]
             pack.save(Path(folder) / "packs" / name, self.adapters_of(pack.classes) if pack.compact else None)
@@ -201,12 +223,14 @@ class PackMixin:
             raise ValueError(f"the pipeline has {known!r} already: pack {name!r} cannot be added")
         if pack.steps and pack.classes not in self.packs.values():
             raise ValueError(f"turbo pack {name!r} has other classes than every pack: {', '.join(pack.classes)}")
-        current = self._pack
+        current, model = self._pack, self.transformer
         self._packs[name] = pack
+        self.register_modules(transformer=model.with_parts_for(pack.state))
         try:
             self.use_pack(name)
         except ValueError:
             del self._packs[name]
+            self.register_modules(transformer=model)
             raise
         self.use_pack(current)
 

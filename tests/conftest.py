@@ -44,6 +44,7 @@ def random_transformer() -> AVDiT:
         "neighbour_rank": 4,
         "temporal_rank": 4,
         "image_rank": 4,
+        "foley_width": 8,
         "shared_noise": 0.5,
     }
     model = AVDiT.from_backbone(backbone, ClipGeometry(), **sizes, **parts)

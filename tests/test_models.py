@@ -17,6 +17,7 @@ from avdit.models.convert import (
     to_diffusers,
 )
 from avdit.models.dit import DiT
+from avdit.models.foley import Foley
 
 GEOMETRY = ClipGeometry(frames=4, height=32, width=32, video_factor=8, video_channels=4, mel_bins=16)
 
@@ -46,6 +47,7 @@ SIZES = {
     "neighbour_rank": 4,
     "temporal_rank": 4,
     "image_rank": 4,
+    "foley_width": 8,
 }
 
 
@@ -142,7 +144,7 @@ def test_fresh_adapters_change_nothing():
 
 @torch.no_grad()
 def test_each_modality_runs_without_the_other():
-    model = joint_model(trained=True, image_rank=0)
+    model = joint_model(trained=True, image_rank=0, foley_width=0)
     video, audio, t_video, t_audio, labels = inputs()
     out, none = model(video, None, t_video, None, labels)
     none_too, sound = model(None, audio, None, t_audio, labels)
@@ -170,7 +172,7 @@ def test_only_adapters_learn():
     video, sound = model(*inputs(batch=4))
     (video.square().mean() + sound.square().mean()).backward()
     for name, parameter in model.named_parameters():
-        if name.startswith("backbone.") or ".image_" in name:
+        if name.startswith(("backbone.", "foley.")) or ".image_" in name:
             assert parameter.grad is None and not parameter.requires_grad, name
         else:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
@@ -261,6 +263,30 @@ def test_updates_for_images_change_frames_that_know_of_no_others():
 
 
 @torch.no_grad()
+def test_sound_leans_on_what_foley_tells_of_the_picture():
+    without, sample = joint_model(trained=True, foley_width=0), inputs()
+    model = without.with_parts(foley_width=8)
+    torch.testing.assert_close(model(*sample), without(*sample))  # fresh, it is not heeded
+    randomise(model.foley_embedder)
+    told, untold = model(*sample), without(*sample)
+    assert not torch.allclose(told[1], untold[1])
+    torch.testing.assert_close(model(*sample, joint=False), without(*sample, joint=False))
+    model.load_adapter_state_dict(without.adapter_state_dict())  # a pack that has none
+    torch.testing.assert_close(model(*sample), untold)
+
+
+@torch.no_grad()
+def test_foley_hears_movement_and_not_what_stands_still():
+    torch.manual_seed(0)
+    foley = Foley(GEOMETRY, 16, 64)
+    video, c = torch.randn(1, GEOMETRY.frames, *GEOMETRY.video_latent_shape), torch.randn(1, GEOMETRY.frames, 64)
+    told = foley(video, c)
+    assert told.shape == (1, *GEOMETRY.audio_latent_shape)
+    torch.testing.assert_close(foley(video + torch.randn_like(video[:, :1]), c), told, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(foley(video.roll(1, 1), c), told, atol=1e-3)
+
+
+@torch.no_grad()
 def test_exchange_keeps_the_moment():
     exchange = randomise(TimeExchange(16, 8, frames=16, columns=20, rows=4))
     video, audio = torch.randn(1, 16, 9, 16), torch.randn(1, 80, 16)
@@ -283,6 +309,7 @@ LEFT_OUT = [
     {"neighbour_rank": 0},
     {"temporal_rank": 0},
     {"image_rank": 0},
+    {"foley_width": 0},
 ]
 
 
@@ -293,6 +320,7 @@ def test_parts_can_be_left_out(left_out):
     (part(*inputs())[0].mean() + part(*inputs())[1].mean()).backward()
     assert all(p.grad is not None for p in part.adapter_parameters() if p.requires_grad)
     assert not any(p.requires_grad for p in [*part.backbone.parameters(), *part.image_parts().parameters()])
+    assert part.foley is None or not any(p.requires_grad for p in part.foley.parameters())
 
 
 @torch.no_grad()

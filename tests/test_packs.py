@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from avdit.models.avdit import AVDiT
 from avdit.packs import PACK_FILE, Pack
 from avdit.pipeline import AVDiTPipeline
 
@@ -105,6 +106,31 @@ def test_compact_packs_take_no_room_for_what_did_not_change(pipe, tmp_path):
     again = Pack.load(tmp_path, lambda classes: own).state
     assert {key for key, value in again.items() if not torch.equal(value, own[key])} == {name}
     torch.testing.assert_close(again[name], turbo.state[name], atol=1e-3, rtol=0)
+
+
+def test_a_pack_brings_parts_that_the_first_one_lacks(pipe, tmp_path):
+    """Updates for images and what hears the picture take room in the files of those packs alone that have them."""
+    lacks = {"image_rank": 0, "foley_width": 0, "temporal_rank": 0}
+    dance, turbo = other_pack(pipe), other_pack(pipe)
+    pipe.register_modules(transformer=pipe.transformer.with_parts(**lacks))
+    plain = Pack(pipe.classes, pipe.transformer.adapter_state_dict(), steps=2, compact=True)
+    before = clip(pipe, "thunder")
+    pipe.add_pack("dance", dance)
+    pipe.add_pack("dance-turbo", replace(turbo, steps=2, compact=True))
+    pipe.add_pack("own-turbo", plain)
+    made = clip(pipe, "house"), quick(pipe, "house"), quick(pipe, "thunder")
+    assert torch.allclose(clip(pipe, "thunder").frames, before.frames, atol=1e-5)
+    pipe.save_pretrained(tmp_path)
+    saved = AVDiT.load_config(tmp_path / "transformer")
+    assert {name: saved[name] for name in lacks} == lacks
+    again = AVDiTPipeline.from_pretrained(tmp_path)
+    for label, sample, first in (("house", clip, made[0]), ("house", quick, made[1]), ("thunder", quick, made[2])):
+        for part in ("frames", "audio"):
+            torch.testing.assert_close(sample(again, label)[part], first[part], atol=1e-3, rtol=1e-3)
+    (tmp_path / "packs" / "dance" / PACK_FILE).unlink()  # who wants the first pack alone need not keep the others
+    (tmp_path / "packs" / "dance-turbo" / PACK_FILE).unlink()
+    alone = AVDiTPipeline.from_pretrained(tmp_path)
+    assert torch.allclose(quick(alone, "thunder").frames, made[2].frames, atol=1e-4)
 
 
 def test_packs_load_whatever_their_folders_are_called(pipe, tmp_path):

@@ -159,6 +159,20 @@ def test_factorized_clips_follow_from_an_image_of_their_own(pipe):
     assert torch.equal(shown[0].frames[:, 0], shown[1].frames[:, 0])  # but a picture that is given is the first frame
 
 
+def test_a_first_frame_is_led_away_from_a_picture_of_its_class_that_falls_apart(pipe, monkeypatch):
+    model, label, seen = pipe.denoiser(), pipe.classes.index("thunder"), []
+
+    def asked(*state, blind=(), **knows):
+        seen.append((int(state[4]), bool(blind)))
+        return model(*state, blind=blind, **knows)
+
+    monkeypatch.setattr(pipe, "denoiser", lambda: asked)
+    pipe.first_frame(torch.tensor([label]), seeded(3))
+    guided = seen.count((label, True))
+    assert guided == seen.count((len(pipe.classes), False)) > 0 and len(seen) > 3 * guided
+    assert (len(pipe.classes), True) not in seen
+
+
 def test_the_class_guides_what_follows_a_first_frame(pipe):
     settings = {"num_inference_steps": 4, "output_type": "latent", "joint_guidance_scale": 1.0}
 

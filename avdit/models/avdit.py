@@ -1,5 +1,6 @@
 """AV-DiT: one frozen image transformer that denoises a clip's frames and its sound together."""
 
+import re
 from collections.abc import Collection
 from typing import Any
 
@@ -13,6 +14,24 @@ from avdit.geometry import ClipGeometry
 from avdit.models.adapters import UNHEEDED, Anchor, BlockAdapters, Interaction
 from avdit.models.config import PortableConfig
 from avdit.models.dit import DiT, DiTBlock, FinalLayer, LabelEmbedder, PatchEmbed, modulate, sincos_2d
+from avdit.models.foley import Foley
+
+# Parts of names of what a pack may lack.
+OPTIONAL = ".anchor.bias", ".anchor.update", ".anchor.neighbour_", ".temporal.modulation.", ".image_", "foley"
+# A parameter of each of these, as long as the setting of its name says.
+OPTIONAL_SIZES = {
+    "anchor_rank": "adapters.0.anchor.update.down.weight",
+    "neighbour_rank": "adapters.0.anchor.neighbour_update.down.weight",
+    "temporal_rank": "adapters.0.temporal.modulation.down.weight",
+    "image_rank": "adapters.0.image_attention.qkv.down.weight",
+    "foley_width": "foley.project.weight",
+}
+# Names of what is zero where a part changes nothing and has learned nothing.
+IDLE = {
+    "temporal_rank": r"\.temporal\.modulation\.up\.",
+    "image_rank": r"\.image_.*\.up\.",
+    "foley_width": r"foley\.out\.|foley_embedder\.",
+}
 
 
 class AVDiT(ModelMixin, PortableConfig):
@@ -33,6 +52,7 @@ class AVDiT(ModelMixin, PortableConfig):
         temporal_rank: Rank of what timestep and class change in the temporal attention; 0: nothing.
         image_rank: Rank of the updates of attention and MLP in frames that do not know of each other, which are images:
             what a pack's images have beyond those that the backbone makes; 0: nothing.
+        foley_width: Features of the network that tells from the picture what its sound may be; 0: none does.
         shared_noise: Share of the noise's variance that all frames have in common (see
             :func:`avdit.models.noise.draw_noise`).
 
@@ -58,6 +78,7 @@ class AVDiT(ModelMixin, PortableConfig):
         neighbour_rank: int = 0,
         temporal_rank: int = 0,
         image_rank: int = 0,
+        foley_width: int = 0,
         shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
@@ -95,6 +116,12 @@ class AVDiT(ModelMixin, PortableConfig):
         self.audio_final = FinalLayer(width, clip.audio_patch[0] * clip.audio_patch[1] * clip.audio_channels)
         nn.init.zeros_(self.audio_final.linear.weight)
         nn.init.zeros_(self.audio_final.linear.bias)
+        self.foley = self.foley_embedder = None
+        if foley_width:
+            self.foley = Foley(clip, foley_width, width)
+            self.foley_embedder = PatchEmbed(clip.audio_patch, clip.audio_channels, width)
+            nn.init.zeros_(self.foley_embedder.proj.weight)
+            nn.init.zeros_(self.foley_embedder.proj.bias)
         self.freeze_backbone()
 
     @classmethod
@@ -119,16 +146,41 @@ class AVDiT(ModelMixin, PortableConfig):
         return model
 
     def with_parts(self, **ranks: int) -> "AVDiT":
-        """The same model with fresh parts that it lacks: ``anchor_rank``, ``image_rank`` and so on."""
+        """The same model with fresh parts that it lacks, ``anchor_rank``, ``image_rank`` and so on; 0: without."""
         shape = {k: v for k, v in self.config.items() if not k.startswith("_")}  # "_" says what defaults stood for
         model = type(self)(**{**shape, **ranks})
         model.load_state_dict(self.state_dict(), strict=False)
+        return model.to(self.device, self.dtype).train(self.training)
+
+    def with_parts_for(self, state: dict[str, Tensor]) -> "AVDiT":
+        """A model with the parts that the pack ``state`` has and this one lacks, of no effect yet; or this model."""
+        sizes = {setting: name for setting, name in OPTIONAL_SIZES.items() if not self.config[setting]}
+        lacks = {setting: len(state[name]) for setting, name in sizes.items() if name in state}
+        if not lacks:
+            return self
+        model = self.with_parts(**lacks)
+        model.load_adapter_state_dict(self.adapter_state_dict())
         return model
 
+    def without_idle_parts(self) -> "AVDiT":
+        """A model without those optional parts that change nothing here; this one where there are none."""
+        own = self.adapter_state_dict()
+        idle = {}
+        for setting, names in IDLE.items():
+            if self.config[setting] and not any(value.any() for name, value in own.items() if re.search(names, name)):
+                idle[setting] = 0
+        return self.with_parts(**idle) if idle else self
+
     def freeze_backbone(self) -> None:
-        """Only the adapters of clips want a gradient; those of images see no clip (training/images.py)."""
+        """Only the adapters of clips want a gradient.
+
+        Those of images see no clip (training/images.py), and what listens to the picture learns apart
+        (training/foley.py).
+        """
         self.backbone.requires_grad_(False)
         self.image_parts().requires_grad_(False)
+        if self.foley is not None:
+            self.foley.requires_grad_(False)
 
     def image_parts(self) -> nn.ModuleList:
         """The updates for images of all blocks; empty where there are none."""
@@ -157,14 +209,14 @@ class AVDiT(ModelMixin, PortableConfig):
         """Put another pack on the backbone in memory; its class table may have another length.
 
         A pack without anchors is one whose frames do not heed the first one, one without neighbours one whose frames do
-        not heed those beside them, and one without modulation of the temporal attention, or updates for images, one
-        where these change nothing.
+        not heed those beside them, and one without modulation of the temporal attention, updates for images, or a
+        network that tells the sound from the picture, one where these change nothing.
 
         Raises:
             ValueError: naming the first key that is wrong, missing or of another shape.
         """
         own, table = self.adapter_state_dict(), "class_embedder.embedding_table.weight"
-        for part in (".anchor.bias", ".anchor.update", ".anchor.neighbour_", ".temporal.modulation.", ".image_"):
+        for part in OPTIONAL:
             if not any(part in name for name in state):
                 state = {**state, **{name: without_effect(name, value) for name, value in own.items() if part in name}}
         for name in sorted(own.keys() ^ state.keys()):
@@ -189,6 +241,8 @@ class AVDiT(ModelMixin, PortableConfig):
         for name in [*names, "image_attention", "image_mlp"]:
             parts = [getattr(block, name) for block in self.adapters]
             counts[name.replace("_", " ")] = sum(p.numel() for m in parts if m is not None for p in m.parameters())
+        heard = [part for part in (self.foley, self.foley_embedder) if part is not None]
+        counts["foley"] = sum(p.numel() for part in heard for p in part.parameters())
         return counts
 
     def forward(
@@ -228,6 +282,8 @@ class AVDiT(ModelMixin, PortableConfig):
         if audio is not None:
             xa = self.audio_embedder(audio) + self.audio_positions.to(audio.dtype)  # (B, M, D)
             ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
+        if joint and self.foley is not None and xv is not None and xa is not None:
+            xa = xa + self.foley_embedder(self.foley(video, cv.view(*t_video.shape, -1)))
         for i, (block, adapters) in enumerate(zip(dit.blocks, self.adapters, strict=True)):
             state = (xv, xa, cv, ca, rows, joint, temporal, i in blind)
             if self.gradient_checkpointing and torch.is_grad_enabled():
@@ -290,4 +346,5 @@ class AVDiT(ModelMixin, PortableConfig):
 
 def without_effect(name: str, value: Tensor) -> Tensor:
     """What an adapter's parameter is where a pack has no such part, shaped as ``value``."""
-    return torch.full_like(value, UNHEEDED) if name.endswith("bias") else torch.zeros_like(value)
+    unheeded = ".anchor." in name and name.endswith("bias")
+    return torch.full_like(value, UNHEEDED) if unheeded else torch.zeros_like(value)

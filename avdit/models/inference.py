@@ -8,8 +8,10 @@
 * attention is two batched products, which over short sequences beat the fused call, and means are products too.
 """
 
+import copy
 import math
 from collections.abc import Callable, Collection
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +64,11 @@ class FoldedAVDiT:
         self.video_modulation = Modulation([*layers, dit.final_layer.adaLN_modulation[1]], [], dtype)
         self.audio_modulation = Modulation([*layers, model.audio_final.adaLN_modulation[1]], deltas, dtype)
         self.temporal_modulation = TemporalModulation([part.temporal for part in adapters], dtype)
+        self.foley = None
+        if model.foley is not None and model.foley_embedder.proj.weight.any():
+            self.foley = copy.deepcopy(model.foley).to(dtype)
+            proj = model.foley_embedder.proj
+            self.embed_foley = linear(proj.weight.flatten(1), proj.bias, dtype)
         self.known_modulations: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
         self.video_final, self.audio_final = (
             linear(*updated(part.linear), dtype) for part in (dit.final_layer, model.audio_final)
@@ -87,8 +94,12 @@ class FoldedAVDiT:
             xv = self.embed_video(xv) + self.video_positions  # (B, F, N, D)
             xa = None
             if audio is not None:
-                xa = rearrange(audio.to(self.dtype), "b c (m p) (r q) -> b m r (c p q)", p=time, q=frequency)
-                xa = self.embed_audio(xa) + self.audio_positions  # (B, columns, rows, D)
+                patches = partial(rearrange, pattern="b c (m p) (r q) -> b m r (c p q)", p=time, q=frequency)
+                xa = self.embed_audio(patches(audio.to(self.dtype))) + self.audio_positions  # (B, columns, rows, D)
+                if joint and self.foley is not None:
+                    c = model.backbone.t_embedder(t_video.flatten()).unflatten(0, t_video.shape)
+                    c = (c + model.class_embedder(class_labels).unsqueeze(1)).to(self.dtype)
+                    xa = xa + self.embed_foley(patches(self.foley(video.to(self.dtype), c)))
             for i, (block, *told) in enumerate(zip(self.blocks, v[:-1], w, a[:-1], strict=True)):
                 xv, xa = block(xv, xa, *told, joint, temporal, i in blind)
             video_out = self.video_final(normalised(xv, *v[-1])).flatten(0, 1)  # (B·F, N, values)

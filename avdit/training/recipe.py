@@ -24,12 +24,12 @@ from avdit.models.dit import DiT
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
-from avdit.training import adapters, backbone, codecs, images, turbo
+from avdit.training import adapters, backbone, codecs, foley, images, turbo
 from avdit.training.trainer import processes
 
 FROM_FIRST_FRAME = {  # as dance is made
     "factorized": True,
-    "tasks": {"joint": 0.02, "v2a": 0.08, "a2v": 0.15, "image": 0.55, "continuation": 0.2},
+    "tasks": {"joint": 0.02, "v2a": 0.22, "a2v": 0.13, "image": 0.45, "continuation": 0.18},
 }
 DANCERS = {"moving_weight": 3.0, "steady_weight": 1.0}  # they fill a tenth of the picture, and hold their poses
 GOES_ON = {"tasks": {"joint": 0.5, "v2a": 0.05, "a2v": 0.05, "image": 0.1, "continuation": 0.3}}  # for streams
@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "backbone": {},
     # Of the pack whose first frames are made alone: what its images have beyond the backbone's.
     "dance-images": {"class_table": False, "class_dropout": 0.1, "train": {"learning_rate": 1e-3, "optimiser": "muon"}},
+    "dance-foley": {},  # what its sound may be, told from the picture: the beat
     # What is rare in a clip, and what moves in it, counts for more.
     "landscape": RARE,
     "dance": {**DANCERS, **FROM_FIRST_FRAME},
@@ -94,10 +95,11 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     for name in PACKS:
         base = out / name / "start"
         moved_base(pipe, name, DiT.from_pretrained(trained), out / "codecs", base)
-        rank = pipe.transformer.config.image_rank
-        if rank and f"{name}-images" in stages:
-            given = {"pipeline": str(base), "pack": name, "image_rank": rank}
-            base = stage(f"{name}-images", images.run, "pipeline", given)
+        for part, trained_by, setting in (("images", images.run, "image_rank"), ("foley", foley.run, "foley_width")):
+            size = pipe.transformer.config[setting]
+            if size and f"{name}-{part}" in stages:
+                given = {"pipeline": str(base), "pack": name, setting: size}
+                base = stage(f"{name}-{part}", trained_by, "pipeline", given)
         stage(name, adapters.run, "pipeline", {"pipeline": str(base), "pack": name})
     for name in PACKS:
         student = out / f"{name}-turbo" / "start"
