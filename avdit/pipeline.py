@@ -224,9 +224,9 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             audio_guidance_scale: That of the sound; as the picture's where it is left out.
             guidance_start: Share of the steps after which guidance leads away from any class. At high noise that costs
                 variety (Kynkäänniemi et al. 2024, arXiv 2404.07724): rare moments, such as lightning, and their
-                synchrony. It leads what factorized adapters make from a first frame, which settles these, from the
-                start; and there away from blind middle blocks, too (see :func:`avdit.conditions.middle_blocks`), so
-                that a body that moves stays one body.
+                synchrony. It leads what factorized adapters make from a first frame or from the window before, which
+                settle these, from the start; and there away from blind middle blocks, too (see
+                :func:`avdit.conditions.middle_blocks`), so that a body that moves stays one body.
             guidance_end: Share of the steps after which nothing is guided, as what a clip shows is settled then: an
                 interval, as in that paper, which saves the second look at each of those steps.
             joint_guidance_scale: Guidance of picture and sound by each other in the first steps, away from what each
@@ -245,9 +245,9 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             context_noise: Noise, as a share of the schedule, in which ``given_latents`` are shown to the model, so that
                 it does not take over their faults; what is returned holds them as they were given.
             given_guidance: Share of what ``guidance_scale`` adds that stays for a picture of which a part is given: the
-                first frame (but for factorized adapters), or what is continued. That settles most of what guidance
-                would, which beside it adds contrast, window by window. Guidance of picture and sound by each other
-                stays: without it, events of later windows fall apart.
+                first frame, or what is continued. That settles most of what guidance would, which beside it adds
+                contrast, window by window. Guidance of picture and sound by each other stays: without it, events of
+                later windows fall apart. Factorized adapters, whose windows keep their contrast, keep it all.
             latents: Noise of picture and sound, in place of drawing it.
             turbo: Use the pack's turbo adapters: their own few steps and ``eta``, no guidance, the sampler ``ddim``.
             factorized: Where no picture is given, make the first frame alone, as an image of the frozen backbone, and
@@ -310,9 +310,10 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             clean_video = torch.zeros_like(video_latents)
             clean_video[:, :1] = self.first_frame(class_ids, generator)
             frames[0] = True
-        # Of these the first frame has settled what varies, so that guidance by the class costs none of it.
-        from_first = factorized and int(frames.sum()) == 1
-        if frames.any() and not frames.all() and not from_first:
+        in_part = bool(frames.any()) and not bool(frames.all())
+        # Of these what is given has settled what varies, so that guidance by the class costs none of it.
+        from_first = factorized and in_part
+        if in_part and not from_first:
             guidance_scale = 1 + given_guidance * (guidance_scale - 1)
         keep_video = frames.view(1, -1, 1, 1, 1)
         keep_audio = columns.repeat_interleave(self.geometry.audio_patch[0]).view(1, 1, -1, 1)

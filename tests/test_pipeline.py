@@ -185,6 +185,14 @@ def test_the_class_guides_what_follows_a_first_frame(pipe):
     assert torch.allclose(clip("thunder", 1.0, False), clip("thunder", 4.0, False), atol=1e-4)
     assert not torch.allclose(clip("thunder", 1.0, True), clip("thunder", 4.0, True), atol=1e-2)
 
+    def continued(scale: float, factorized: bool) -> torch.Tensor:
+        past = torch.randn(1, 4, 16, 16, 16, generator=seeded(5)), torch.randn(1, 8, 10, 16, generator=seeded(6))
+        asked = {"guidance_scale": scale, "factorized": factorized, "given_latents": past, **settings}
+        return pipe("thunder", generator=seeded(3), **asked).frames[:, 4:]
+
+    assert torch.allclose(continued(1.0, False), continued(4.0, False), atol=1e-4)
+    assert not torch.allclose(continued(1.0, True), continued(4.0, True), atol=1e-2)
+
 
 def test_saved_pipeline_makes_the_same_clip(pipe, tmp_path):
     pipe.save_pretrained(tmp_path)

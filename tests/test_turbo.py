@@ -120,11 +120,13 @@ def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     assert not torch.allclose(half.guided(batch, [batch.video, batch.audio], now, done)[0], own[0], atol=1e-3)
 
 
+@pytest.mark.parametrize("given", [1, 4])
 @torch.no_grad()
-def test_what_follows_a_first_frame_is_led_away_from_no_class(tiny_pipeline):
-    model, batch = tiny_pipeline.transformer, batch_at(tiny_pipeline, 999, given_frames=1)
-    batch.given_audio.fill_(False)  # a frame alone
-    batch.t_audio.fill_(999)
+def test_what_follows_a_first_frame_or_a_window_is_led_away_from_no_class(tiny_pipeline, given):
+    model, batch = tiny_pipeline.transformer, batch_at(tiny_pipeline, 999, given_frames=given)
+    if given == 1:  # a frame alone
+        batch.given_audio.fill_(False)
+        batch.t_audio.fill_(999)
     empty, times = model.config.num_classes, (batch.t_video, batch.t_audio)
     teacher = Teacher(model, xs_scheduler(), [1] * 4, 2.0, 0.5, 0.75, 3.0, 0.25, 0.0, True, empty, blind=(1,))
     wanted = model(batch.video, batch.audio, *times, batch.labels)

@@ -150,7 +150,8 @@ class AVDiT(ModelMixin, PortableConfig):
         shape = {k: v for k, v in self.config.items() if not k.startswith("_")}  # "_" says what defaults stood for
         model = type(self)(**{**shape, **ranks})
         model.load_state_dict(self.state_dict(), strict=False)
-        return model.to(self.device, self.dtype).train(self.training)
+        # As diffusers' own ``to`` does, which warns of parts that should stay in 32-bit floats and names none.
+        return nn.Module.to(model, self.device, self.dtype).train(self.training)
 
     def with_parts_for(self, state: dict[str, Tensor]) -> "AVDiT":
         """A model with the parts that the pack ``state`` has and this one lacks, of no effect yet; or this model."""

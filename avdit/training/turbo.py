@@ -76,7 +76,8 @@ class Teacher:
         joint: Guidance of picture and sound by each other in the first steps.
         temporal_start: Share of the steps after which guidance leads away from single images.
         given: Share of what guidance adds that stays for a picture of which a part is given.
-        factorized: Whether clips are made from their first frame on, which are guided as the pipeline does it.
+        factorized: Whether clips are made from their first frame on, which are guided as the pipeline does it, and so
+            are continuations of them.
         empty: The unconditional class.
         eta: New noise of the student's steps. The teacher lands below their ends by as much, from where that noise
             leads back up to them.
@@ -167,7 +168,8 @@ class Teacher:
             return wanted
         late, single = done >= self.start, done >= self.temporal_start
         frames = batch.given_frames.sum(1)
-        from_first = (frames == 1) & self.factorized
+        in_part = (frames > 0) & (frames < batch.given_frames.shape[1])
+        from_first = in_part & self.factorized
         inputs = (*state, t_video, t_audio, torch.where(late | from_first, self.empty, batch.labels))
         others, guided = [v.clone() for v in wanted], done < self.end
         together = ~from_first & ~single
@@ -178,9 +180,8 @@ class Teacher:
                 found = self.model(*(part[rows] for part in inputs), joint=False, temporal=temporal, blind=blind)
                 for other, v in zip(others, found, strict=True):
                     other[rows] = v.float()
-        # A picture that is given in part is guided less, as in the pipeline.
-        in_part = (frames > 0) & (frames < batch.given_frames.shape[1]) & ~from_first
-        picture = 1 + torch.where(in_part, self.given, 1.0) * (self.guidance - 1)
+        # Else a picture that is given in part is guided less, as in the pipeline.
+        picture = 1 + torch.where(in_part & ~from_first, self.given, 1.0) * (self.guidance - 1)
         scales = (torch.where(late | single, alone, self.joint) for alone in (picture, self.guidance))
         return [
             w + scale.view(-1, *(1,) * (v.ndim - 1)) * (v - w)
