@@ -6,7 +6,7 @@ import torch
 
 from avdit.data.scenes import CLASSES, GENRES, HELD_OUT, render_clip
 from avdit.evaluation.codecs import spectral_distance
-from avdit.evaluation.judge import Judges, judges_of
+from avdit.evaluation.judge import Judges, judges_of, load_beats
 from avdit.evaluation.report import ALL_JUDGES
 from avdit.evaluation.sync import Onsets, within
 from avdit.generate import Request, generate, settings_of
@@ -133,6 +133,17 @@ def test_dancers_keep_their_clothes(dances):
     renders = [render_clip(name, HELD_OUT + 2).frames.numpy() for name in GENRES]
     generated, real = (np.median([change(f) for f in clips]) for clips in ([c.frames for c in dances], renders))
     assert 0 < generated < 1.8 * real  # of 40 clips 1.3, by turbo 1.6; where each frame chose its own clothes: 2.1
+
+
+def test_music_for_a_given_dance_is_on_its_beat(shipped_pipeline):
+    timing = load_beats(ALL_JUDGES / "dance", shipped_pipeline.geometry)
+    seen, heard = [], []
+    for name in GENRES:
+        frames = render_clip(name, HELD_OUT + 3).frames.numpy()
+        draw = torch.Generator().manual_seed(3)
+        seen.append(timing.seen(frames))
+        heard.append(timing.heard(shipped_pipeline(name, video=frames, turbo=True, generator=draw).audio[0]))
+    assert within(timing, seen, heard) >= 0.7  # by chance about 0.36
 
 
 def test_explosions_are_heard_when_they_are_seen(shipped_pipeline):
