@@ -309,8 +309,8 @@ def test_bench_accounts_for_a_clip(tiny_checkpoint):
             stages[name]["floor_ms"] / stages[name]["median_ms"], abs=0.02
         )
     both, one = (stages[name]["counted"]["gflop"] for name in ("denoiser", "denoiser_without_guidance"))
-    # Without the other modality and the other frames there is less to do, and nothing to tell the sound from the picture
-    # with, which is much of so small a model; oneDNN's layers are counted.
+    # Without the other modality and the other frames there is less to do, and no foley, which is much of so small a
+    # model; oneDNN's layers are counted.
     assert 1.2 * one < both < 2 * one
     assert {"noise", "vocoder", "mux", "clip"} < stages.keys()
     assert said["peak_memory_mb"] > 100
