@@ -133,6 +133,24 @@ def test_a_pack_brings_parts_that_the_first_one_lacks(pipe, tmp_path):
     assert torch.allclose(quick(alone, "thunder").frames, made[2].frames, atol=1e-4)
 
 
+def test_a_pack_hears_the_picture_with_a_network_of_its_own_size(pipe, tmp_path):
+    wider = copy.copy(pipe)
+    wider.register_modules(transformer=pipe.transformer.with_parts(foley_width=0).with_parts(foley_width=16))
+    dance = other_pack(wider)
+    before = clip(pipe, "thunder")
+    pipe.add_pack("dance", dance)
+    house = clip(pipe, "house")
+    assert torch.allclose(clip(pipe, "thunder").audio, before.audio, atol=1e-5)
+    damaged = {**dance.state, "foley.out.bias": dance.state["foley.out.bias"][1:]}
+    with pytest.raises(ValueError, match="does not fit: 'foley.out.bias'"):
+        pipe.transformer.load_adapter_state_dict(damaged)
+    assert torch.allclose(clip(pipe, "thunder").audio, before.audio, atol=1e-5)
+    pipe.save_pretrained(tmp_path)
+    again = AVDiTPipeline.from_pretrained(tmp_path)
+    assert torch.allclose(clip(again, "house").audio, house.audio, atol=1e-4)
+    assert not any(p.requires_grad for p in again.transformer.foley.parameters())
+
+
 def test_packs_load_whatever_their_folders_are_called(pipe, tmp_path):
     dance = other_pack(pipe)
     pipe.add_pack("dance", dance)

@@ -207,7 +207,7 @@ class AVDiT(ModelMixin, PortableConfig):
         return {k: v for k, v in self.state_dict().items() if not k.startswith("backbone.")}
 
     def load_adapter_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Put another pack on the backbone in memory; its class table may have another length.
+        """Put another pack on the backbone in memory; its class table and its foley may have another size.
 
         A pack without anchors is one whose frames do not heed the first one, one without neighbours one whose frames do
         not heed those beside them, and one without modulation of the temporal attention, updates for images, or a
@@ -220,6 +220,10 @@ class AVDiT(ModelMixin, PortableConfig):
         for part in OPTIONAL:
             if not any(part in name for name in state):
                 state = {**state, **{name: without_effect(name, value) for name, value in own.items() if part in name}}
+        foley, width = self.foley, len(state.get(OPTIONAL_SIZES["foley_width"], ()))
+        if foley is not None and width != self.config.foley_width:
+            foley = Foley(self.clip, width, own[table].shape[1]).to(self.device, self.dtype).requires_grad_(False)
+            own |= {f"foley.{name}": value for name, value in foley.state_dict().items()}
         for name in sorted(own.keys() ^ state.keys()):
             raise ValueError(f"adapter pack does not fit: {name!r} is {'missing' if name in own else 'unknown'}")
         for name, value in state.items():
@@ -231,6 +235,9 @@ class AVDiT(ModelMixin, PortableConfig):
             embedder = LabelEmbedder(len(state[table]) - 1, own[table].shape[1])
             self.class_embedder = embedder.to(own[table].device, own[table].dtype)
             self.register_to_config(num_classes=len(state[table]) - 1)
+        if foley is not self.foley:
+            self.foley = foley
+            self.register_to_config(foley_width=width)
         self.load_state_dict(state, strict=False)
 
     def parameter_table(self) -> dict[str, int]:

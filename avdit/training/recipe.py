@@ -41,7 +41,9 @@ DEFAULTS: dict[str, Any] = {
     "backbone": {},
     # Of the pack whose first frames are made alone: what its images have beyond the backbone's.
     "dance-images": {"class_table": False, "class_dropout": 0.1, "train": {"learning_rate": 1e-3, "optimiser": "muon"}},
-    "dance-foley": {},  # what its sound may be, told from the picture: the beat
+    # What the sound may be, told from the picture: steps and splashes; the beat.
+    "landscape-foley": {"train": {"steps": 1800}},
+    "dance-foley": {},
     # What is rare in a clip, and what moves in it, counts for more.
     "landscape": RARE,
     "dance": {**DANCERS, **FROM_FIRST_FRAME},
@@ -148,5 +150,7 @@ def with_offset(pipe: AVDiTPipeline, first: dict[str, dict[str, Tensor]], new: P
         return new
     distilled = pack_state(pipe, turbo)
     added = {key: distilled[key].float() - value for key, value in first[source].items() if key != CLASS_TABLE}
-    state = {key: value.float() + added.get(key, 0) for key, value in new.state.items()}
+    # Of another pack's some may have other sizes.
+    fits = {key for key, value in added.items() if key in new.state and value.shape == new.state[key].shape}
+    state = {key: value.float() + (added[key] if key in fits else 0) for key, value in new.state.items()}
     return Pack(new.classes, state, pipe.turbo_steps(PACKS[source][0]), new.factorized)
