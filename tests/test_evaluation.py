@@ -4,6 +4,7 @@ import contextlib
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,8 @@ from avdit.evaluation.copies import copy_scores
 from avdit.evaluation.judge import Judges, PictureJudge, SoundJudge, judges_of, load_beats
 from avdit.evaluation.measure import Measured, picture_thumbnail
 from avdit.evaluation.report import ALL_JUDGES
-from avdit.evaluation.sync import EVENT_CLASSES, Onsets, picture_onset, sound_onset, sync_scores, within
+from avdit.evaluation.scores import loudness_scores
+from avdit.evaluation.sync import EVENT_CLASSES, Onsets, loudness, picture_onset, sound_onset, sync_scores, within
 from avdit.evaluation.tasks import Sampling, streamed
 from avdit.generate import DEFAULT_CHECKPOINT
 from avdit.geometry import ClipGeometry
@@ -184,6 +186,17 @@ def test_what_is_given_is_not_scored(small, capsys):
     said = evaluate(capsys, small, "--clips", "1", "--steps", "1", "--task", "a2v", "--part", "quality")
     assert said["class_accuracy"]["audio"] is None and said["fad"]["value"] is None
     assert said["fvd"]["value"] > said["fvd"]["codec_floor"] > 0
+
+
+def test_sounds_for_a_picture_are_held_against_its_own():
+    """The picture's own sound follows itself whatever its level; another clip's of its class does not."""
+    sounds = [render_clip("squishing water", HELD_OUT + seed).audio.numpy() for seed in range(4)]
+    own = Measured(labels=["squishing water"] * 4, loudness=[loudness(x, 16_000) for x in sounds])
+    quieter = replace(own, loudness=[loudness(0.5 * x, 16_000) for x in sounds])
+    said = loudness_scores(quieter, own)
+    assert said["value"] > 0.95 and said["shuffled"] < 0.8 and said["by_class"] == {"squishing water": said["value"]}
+    still = replace(own, loudness=[np.zeros_like(x) for x in own.loudness])
+    assert loudness_scores(still, own)["value"] == 0
 
 
 def test_last_window_of_a_continuation_beside_the_first(small, capsys):

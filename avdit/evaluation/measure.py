@@ -12,7 +12,7 @@ from avdit.evaluation.align import picture_peaks, sound_peaks
 from avdit.evaluation.extractors import Features
 from avdit.evaluation.frechet import features_of
 from avdit.evaluation.judge import STATISTICS, Judges
-from avdit.evaluation.sync import EVENT_CLASSES, Timing
+from avdit.evaluation.sync import EVENT_CLASSES, Timing, loudness
 from avdit.evaluation.tasks import Sample
 from avdit.geometry import ClipGeometry
 from avdit.models.mel import LogMel
@@ -41,7 +41,7 @@ class Instruments:
 
 @dataclass
 class Measured:
-    """One row a clip in every list; the synchrony's are of the clips in ``events`` alone."""
+    """One row a clip in every list; those from ``events`` to ``onsets`` are of the clips with events alone."""
 
     labels: list[str] = field(default_factory=list)
     seen_as: list[str] = field(default_factory=list)  # the class that the picture's judge names
@@ -53,6 +53,7 @@ class Measured:
     heard: list[np.ndarray] = field(default_factory=list)
     motion: list[list[float]] = field(default_factory=list)  # seconds of the peaks
     onsets: list[list[float]] = field(default_factory=list)
+    loudness: list[np.ndarray] = field(default_factory=list)  # dB over time
     thumbnails: list[np.ndarray] = field(default_factory=list)
     sound_thumbnails: list[np.ndarray] = field(default_factory=list)
 
@@ -100,6 +101,7 @@ def look(sample: Sample, tools: Instruments, out: Measured) -> None:
         own = statistics[:, :STATISTICS].cpu().numpy(), judges.sound.features(spectrum).cpu().numpy()
         out.picture.append(own[0] if tools.video is None else features_of([frames], tools.video.extract))
         out.sound.append(own[1] if tools.audio is None else features_of([audio], tools.audio.extract))
+    out.loudness.append(loudness(audio, clip.sampling_rate))
     if tools.timing is not None and sample.label in event_classes(tools.classes):
         out.events.append(sample.label)
         out.seen.append(tools.timing.seen(frames, sample.given))

@@ -13,7 +13,7 @@ from avdit.evaluation.copies import copy_scores
 from avdit.evaluation.extractors import audio_features, video_features
 from avdit.evaluation.judge import Judges, judges_of, load_beats
 from avdit.evaluation.measure import Instruments, Measured, event_classes, look, measure
-from avdit.evaluation.scores import CEILING, alignment_scores, class_scores, distance_scores, drift
+from avdit.evaluation.scores import CEILING, alignment_scores, class_scores, distance_scores, drift, loudness_scores
 from avdit.evaluation.sync import Onsets
 from avdit.evaluation.tasks import GIVEN, TASKS, Sample, Sampling, made, rendered, through_codecs
 from avdit.generate import DEFAULT_CHECKPOINT, whole
@@ -69,8 +69,8 @@ def evaluate(pipe: AVDiTPipeline, settings: Settings) -> dict[str, Any]:
 
     Returns:
         ``clips``, ``settings``, and what ``settings.parts`` ask for: ``video`` and ``audio`` of the codecs,
-        ``class_accuracy``, ``fvd``, ``kvd``, ``fad``, ``sync`` and ``copies``. Of a continuation these are the last
-        window's, and ``first_window`` holds the first one's.
+        ``class_accuracy``, ``fvd``, ``kvd``, ``fad``, ``sync``, with it ``loudness`` where a picture is given, and
+        ``copies``. Of a continuation these are the last window's, and ``first_window`` holds the first one's.
 
     Raises:
         ValueError: for settings, judges or feature networks that cannot be used, before anything is made.
@@ -124,6 +124,8 @@ def evaluate(pipe: AVDiTPipeline, settings: Settings) -> dict[str, Any]:
             found |= distance_scores(clips, real, codec, tools, given)
         if sync:
             found["sync"] = alignment_scores(clips, codec, tools)
+            if given == "video":
+                found["loudness"] = loudness_scores(clips, codec)
         return found
 
     report |= figures(ours)
@@ -203,6 +205,9 @@ def table(report: dict[str, Any]) -> str:
             add(f"{prefix}within 100 ms", scores["within_100ms"], scores["codec_floor"], scores["shuffled"], note)
             floor = scores["av_align_codec_floor"]
             add(f"{prefix}AV-Align", scores["av_align"], floor, scores["av_align_shuffled"], note)
+        if scores := found.get("loudness"):
+            note = f"{scores['clips']} clips; correlation over time with the picture's own sound"
+            add(f"{prefix}loudness", scores["value"], scores["codec_floor"], scores["shuffled"], note)
 
     figures(report)
     figures(report.get("first_window", {}), "first window: ")

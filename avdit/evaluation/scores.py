@@ -7,7 +7,7 @@ import numpy as np
 from avdit.evaluation.align import av_align
 from avdit.evaluation.frechet import frechet_distance, kernel_distance
 from avdit.evaluation.measure import Instruments, Measured, event_classes
-from avdit.evaluation.sync import sync_scores, within
+from avdit.evaluation.sync import rises_alike, sync_scores, within
 
 CEILING = "held-out clips of every second class against those of the others: a model that makes the wrong classes"
 DISTANCES = {
@@ -96,6 +96,29 @@ def alignment_scores(made: Measured, codec: Measured, tools: Instruments) -> dic
         "av_align_codec_floor": round(aligned(codec, fps), 4),
         "by_class": by_class,
         "samples": len(made.seen),
+    }
+
+
+def loudness_scores(made: Measured, codec: Measured) -> dict[str, Any]:
+    """How the loudness of sounds that were made for pictures follows that of the pictures' own: mean correlation.
+
+    Any class can be asked, also those in which many small things are heard. The ceiling has the sounds exchanged for
+    those of other clips of their class; the own ones are as the codec keeps them, so that the floor is 1.
+    """
+    rows = {name: [i for i, label in enumerate(made.labels) if label == name] for name in dict.fromkeys(made.labels)}
+
+    def mean(some: list[int], shift: int) -> float:
+        others = some[shift:] + some[:shift]
+        pairs = zip(some, others, strict=True)
+        return round(float(np.mean([rises_alike(made.loudness[i], codec.loudness[k]) for i, k in pairs])), 4)
+
+    whole = {shift: float(np.mean([mean(some, shift) for some in rows.values()])) for shift in (0, 1)}
+    return {
+        "value": round(whole[0], 4),
+        "codec_floor": 1.0,
+        "shuffled": round(whole[1], 4) if min(map(len, rows.values())) > 1 else None,
+        "by_class": {name: mean(some, 0) for name, some in rows.items()},
+        "clips": len(made.labels),
     }
 
 

@@ -38,6 +38,20 @@ def picture_onset(frames: np.ndarray, fps: int, block: int = 16, share: float = 
     return (int((change >= share * change.max()).nonzero()[0]) + 1) / fps
 
 
+def loudness(audio: np.ndarray, sampling_rate: int) -> np.ndarray:
+    """Level of ``audio`` (samples,) in dB over each tenth of a second, (n,); what is below -60 dB counts as that."""
+    window = sampling_rate // 10
+    blocks = np.asarray(audio, np.float64)[: len(audio) // window * window].reshape(-1, window)
+    return 10 * np.log10(np.maximum((blocks**2).mean(1), 1e-6))
+
+
+def rises_alike(first: np.ndarray, second: np.ndarray) -> float:
+    """Correlation of two courses of loudness (n,) over time, from -1 to 1; 0 where one of them does not change."""
+    first, second = first - first.mean(), second - second.mean()
+    scale = np.sqrt((first**2).sum() * (second**2).sum())
+    return float((first * second).sum() / scale) if scale > 1e-6 else 0.0
+
+
 class Timing(Protocol):
     """Tells when things happen in a picture alone and in a sound alone, and how far two such answers lie apart.
 

@@ -103,6 +103,13 @@ def from_pipeline(config: dict) -> tuple[dict, list[str] | None, DDIMScheduler]:
     return config, told["classes"], DDIMScheduler.from_pretrained(folder / "scheduler")
 
 
+def save_pipeline(pipe: AVDiTPipeline, out: Path) -> None:
+    """Save what a stage trained in ``out``/pipeline, in bf16 and whole files."""
+    with quiet():  # diffusers warns of parts that should stay in 32-bit floats and names none
+        pipe.to(torch.bfloat16)
+    pipe.save_pretrained(Path(out) / "pipeline", max_shard_size="5GB")
+
+
 def build(config: dict, geometry: ClipGeometry, data: TrainingData) -> AVDiT:
     """Fresh adapters round a backbone, trained or not, or those of an earlier run (``start``).
 
@@ -231,14 +238,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
-    if resume:
-        trainer.resume()
-    trainer.run()
+    trainer.run(resume)
     if trainer.accelerator.is_main_process:
         told = {"classes": data.classes, "pack": config["pack"], "factorized": config["factorized"]}
-        pipe = AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, **told)
-        with quiet():  # diffusers warns of parts that should stay in 32-bit floats and names none
-            pipe.to(torch.bfloat16)
-        pipe.save_pretrained(Path(out) / "pipeline", max_shard_size="5GB")
+        save_pipeline(AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, **told), out)
         Pack(data.classes, model.adapter_state_dict(), factorized=config["factorized"]).save(Path(out) / "pack")
     return None

@@ -143,9 +143,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
-    if resume:
-        trainer.resume()
-    trainer.run()
+    trainer.run(resume)
     if trainer.accelerator.is_main_process:
         model.to(torch.bfloat16).save_pretrained(Path(out) / "backbone")
     return None

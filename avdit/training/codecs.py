@@ -131,9 +131,7 @@ def train_video(
     features = ImageFeatures().to(trainer.accelerator.device) if config["perceptual"] else None
     if dry_run:
         return trainer.dry_run()
-    if resume:
-        trainer.resume()
-    trainer.run()
+    trainer.run(resume)
     if config["trains"] == "codec":
         measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16, None) for k in range(8)])
     return None
@@ -167,9 +165,7 @@ def train_audio(
     trainer = Trainer(Reconstruction(codec), loss, settings, out, sheet)
     if dry_run:
         return trainer.dry_run()
-    if resume:
-        trainer.resume()
-    trainer.run()
+    trainer.run(resume)
     if config["trains"] == "codec":
         measure(codec, [draw(torch.Generator().manual_seed(2 + k), 16) for k in range(8)])
     return None

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 
 from avdit.models.avdit import AVDiT
 from avdit.models.noise import draw_noise
-from avdit.models.published import quiet
 from avdit.pipeline import AVDiTPipeline
-from avdit.training.adapters import from_pipeline, geometry_of
+from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
 from avdit.training.batches import given_parts
 from avdit.training.data import TrainingData, held_out_data, training_data
 from avdit.training.diffusion import Diffusion
@@ -123,11 +122,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer = Trainer(model, partial(loss, data), settings, out, held_out=checked)
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
-    if resume:
-        trainer.resume()
-    trainer.run()
+    trainer.run(resume)
     if trainer.accelerator.is_main_process:
-        with quiet():
-            pipe.to(torch.bfloat16)
-        pipe.save_pretrained(Path(out) / "pipeline", max_shard_size="5GB")
+        save_pipeline(pipe, out)
     return None

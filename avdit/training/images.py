@@ -18,9 +18,8 @@ from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from avdit.models.avdit import AVDiT
-from avdit.models.published import quiet
 from avdit.pipeline import AVDiTPipeline
-from avdit.training.adapters import from_pipeline, geometry_of
+from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
 from avdit.training.backbone import class_sheet, frame_error
 from avdit.training.data import TrainingData, held_out_data, training_data
 from avdit.training.diffusion import Diffusion
@@ -100,11 +99,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
-    if resume:
-        trainer.resume()
-    trainer.run()
+    trainer.run(resume)
     if trainer.accelerator.is_main_process:
-        with quiet():
-            pipe.to(torch.bfloat16)
-        pipe.save_pretrained(Path(out) / "pipeline", max_shard_size="5GB")
+        save_pipeline(pipe, out)
     return None

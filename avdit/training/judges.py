@@ -193,9 +193,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         if dry_run:
             costs[part] = trainer.dry_run()
             continue
-        if resume:
-            trainer.resume()
-        trainer.run()
+        trainer.run(resume)
         if state.is_main_process:
             judge.to(torch.bfloat16).float()  # measured as it is saved
             judge.register_to_config(accuracy=accuracy(judge, part, test))

@@ -248,8 +248,13 @@ class Trainer:
                 parameter.copy_(self.ema[name])
                 self.ema[name].copy_(kept)
 
-    def run(self) -> nn.Module:
-        """Train to the end of the schedule; returns the module with its averaged weights."""
+    def run(self, resume: bool = False) -> nn.Module:
+        """Train to the end of the schedule, or with ``resume`` from the last save on.
+
+        Returns the module with its averaged weights.
+        """
+        if resume:
+            self.resume()
         cfg, main = self.config, self.accelerator.is_main_process
         self.out.mkdir(parents=True, exist_ok=True)
         bar = tqdm(total=cfg.steps, initial=self.step, disable=not main, mininterval=10, dynamic_ncols=False, ncols=110)

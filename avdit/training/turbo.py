@@ -298,9 +298,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
-    if resume:
-        trainer.resume()
-    trainer.run()
+    trainer.run(resume)
     if trainer.accelerator.is_main_process:
         state = {name: value.to(torch.bfloat16) for name, value in model.adapter_state_dict().items()}
         Pack(data.classes, state, steps, config["factorized"], eta=config["eta"]).save(Path(out) / "pack")

@@ -138,9 +138,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     noise = vocoder.noise(16 * config["crop"])
     if dry_run:
         return trainer.dry_run()
-    if resume:
-        trainer.resume()
-    trainer.run()
+    trainer.run(resume)
     if processes().is_main_process:
         codec.to(torch.bfloat16).save_pretrained(out / "audio_codec")
     return None
