@@ -8,7 +8,7 @@ from avdit.data.scenes import CLASSES, GENRES, HELD_OUT, render_clip
 from avdit.evaluation.codecs import spectral_distance
 from avdit.evaluation.judge import Judges, judges_of, load_beats
 from avdit.evaluation.report import ALL_JUDGES
-from avdit.evaluation.sync import Onsets, within
+from avdit.evaluation.sync import Onsets, loudness, rises_alike, within
 from avdit.generate import Request, generate, settings_of
 from avdit.models.vocoder import GriffinLim
 from avdit.streaming import windows
@@ -144,6 +144,16 @@ def test_music_for_a_given_dance_is_on_its_beat(shipped_pipeline):
         seen.append(timing.seen(frames))
         heard.append(timing.heard(shipped_pipeline(name, video=frames, turbo=True, generator=draw).audio[0]))
     assert within(timing, seen, heard) >= 0.7  # by chance about 0.36
+
+
+def test_steps_of_a_given_boot_are_heard_when_they_land(shipped_pipeline):
+    rate, alike = shipped_pipeline.geometry.sampling_rate, []
+    for seed in range(6):
+        clip = render_clip("squishing water", HELD_OUT + seed)
+        draw = torch.Generator().manual_seed(seed)
+        made = shipped_pipeline("squishing water", video=clip.frames.numpy(), turbo=True, generator=draw).audio[0]
+        alike.append(rises_alike(loudness(made, rate), loudness(clip.audio.numpy(), rate)))
+    assert np.mean(alike) > 0.75  # with the sound of another clip about 0.5
 
 
 def test_explosions_are_heard_when_they_are_seen(shipped_pipeline):

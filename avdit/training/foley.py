@@ -2,10 +2,11 @@
 
     python -m avdit train foley --config foley.json --out runs/foley    # {"pipeline": DIR, "pack": "dance"}
 
-Adapters round a frozen image transformer learn slowly when a dancer steps on the beat; a network that compares frames
-learns it in minutes (:class:`avdit.models.foley.Foley`). It is asked for the latents of the sound, less their class's
-mean, with the picture clean, clean in its first frame alone, or noised as a whole. Nothing else moves, and nothing
-sounds otherwise yet: ``train adapters`` with ``"pipeline": "runs/foley/pipeline"`` teaches the model to heed it.
+Adapters round a frozen image transformer learn slowly when a dancer steps on the beat or a boot lands; a network that
+compares frames learns it in minutes (:class:`avdit.models.foley.Foley`). It is asked for the latents of the sound, less
+their class's mean, with the picture clean, clean in its first frame alone, or noised as a whole. Nothing else moves,
+and nothing sounds otherwise yet: ``train adapters`` with ``"pipeline": "runs/foley/pipeline"`` teaches the model to
+heed it.
 """
 
 from functools import partial
