@@ -221,7 +221,7 @@ class AVDiT(ModelMixin, PortableConfig):
             if not any(part in name for name in state):
                 state = {**state, **{name: without_effect(name, value) for name, value in own.items() if part in name}}
         foley, width = self.foley, len(state.get(OPTIONAL_SIZES["foley_width"], ()))
-        if foley is not None and width != self.config.foley_width:
+        if foley is not None and width not in (0, self.config.foley_width):
             foley = Foley(self.clip, width, own[table].shape[1]).to(self.device, self.dtype).requires_grad_(False)
             own |= {f"foley.{name}": value for name, value in foley.state_dict().items()}
         for name in sorted(own.keys() ^ state.keys()):

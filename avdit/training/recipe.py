@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = {
     "landscape-foley": {"train": {"steps": 1800}},
     "dance-foley": {},
     # What is rare in a clip, and what moves in it, counts for more.
-    "landscape": RARE,
+    "landscape": {**RARE, "tasks": {"joint": 0.4, "v2a": 0.2, "a2v": 0.1, "image": 0.1, "continuation": 0.2}},
     "dance": {**DANCERS, **FROM_FIRST_FRAME},
     "landscape-turbo": {"steps": 8, "early_substeps": 2, "eta": 0.85, **RARE, **GOES_ON},
     "dance-turbo": {"steps": 6, "early_substeps": 2, "adversarial_weight": 0.4, **DANCERS, **FROM_FIRST_FRAME},
