@@ -3,6 +3,9 @@
     python -m benchmarks.claims runs/claims --backbone runs/backbone/backbone --codecs runs/codecs \
         --latents runs/adapters --minutes 30 --clips 16
 
+With ``--pipeline DIR`` in place of backbone and codecs every variant but the one from scratch goes on from that trained
+model, less the parts that the variant does without: what takes longer to learn than a small budget shows there.
+
 Every variant learns from the same latents with the same settings, for the same minutes or the same steps, in a process
 of its own, so that its memory is its own. What is finished is not done again, and an interrupted training goes on from
 its last save. Beside the table (``claims.md``) lie the results as JSON, one file a variant and one of all.
@@ -32,8 +35,10 @@ RANDOM = "random"  # stands for a backbone of the given one's shape that has lea
 VARIANTS: dict[str, dict[str, Any]] = {
     "adapters on the frozen image backbone (ours)": {},
     "everything trained": {"trains": "all"},
-    "no interaction": {"model": {"interaction_every": 0}},
-    "no temporal attention": {"model": {"temporal_width": 0, "anchor_rank": 0, "neighbour_rank": 0}},
+    "no interaction": {"model": {"interaction_every": 0, "foley_width": 0}},
+    "no temporal attention": {
+        "model": {"temporal_width": 0, "temporal_rank": 0, "anchor_rank": 0, "neighbour_rank": 0}
+    },
     "no audio adapters": {"model": {"lora_rank": 0}},
     "independent noise in every frame": {"model": {"shared_noise": 0.0}},  # a choice of ours, not of the paper
     "from scratch, without the image backbone": {"trains": "all", "backbone": RANDOM},
@@ -43,8 +48,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def parser() -> Parser:
     said = Parser(prog="python -m benchmarks.claims", description="Train the variants and print their table.")
     said.add_argument("out", type=Path, help="folder of the variants, the results and the table")
-    said.add_argument("--backbone", type=Path, required=True, help="folder of the trained image backbone")
-    said.add_argument("--codecs", type=Path, required=True, help="folder of the codecs, or of a pipeline")
+    start = said.add_mutually_exclusive_group(required=True)
+    start.add_argument("--backbone", type=Path, help="folder of the trained image backbone; needs --codecs")
+    start.add_argument(
+        "--pipeline", type=Path, help="folder of a trained pipeline whose adapters the variants go on from"
+    )
+    said.add_argument("--codecs", type=Path, help="folder of the codecs, or of a pipeline that has them")
     said.add_argument("--latents", type=Path, required=True, help="cache folder of the adapters stage")
     said.add_argument("--pack", default="landscape")
     said.add_argument("--config", type=Path, help="JSON with settings of the adapters stage that all variants share")
@@ -54,6 +63,7 @@ def parser() -> Parser:
     said.add_argument("--clips", type=int, default=8, help="clips of each class that are measured")
     said.add_argument("--event-clips", type=int, default=16, help="clips of each event class, for synchrony")
     said.add_argument("--sampling-steps", type=int, default=12)
+    said.add_argument("--variants", choices=VARIANTS, metavar="VARIANT", nargs="+", help="these alone, in their order")
     said.add_argument("--only", choices=VARIANTS, metavar="VARIANT", help="this one alone, in this process")
     return said
 
@@ -64,7 +74,10 @@ def common(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: for folders or a budget that cannot be used.
     """
-    for folder, file in ((args.backbone, "config.json"), (args.latents / "latents" / args.pack, ".")):
+    if bool(args.backbone) != bool(args.codecs):
+        raise ValueError("--backbone and --codecs go together, and not with --pipeline")
+    start = (args.pipeline, "model_index.json") if args.pipeline else (args.backbone, "config.json")
+    for folder, file in (start, (args.latents / "latents" / args.pack, ".")):
         if not (folder / file).exists():
             raise ValueError(f"{folder} does not exist or holds nothing to train from")
     budget = args.minutes if args.steps is None else args.steps
@@ -78,8 +91,22 @@ def common(args: argparse.Namespace) -> dict[str, Any]:
         raise ValueError(f"--config {args.config} is not JSON: {error}") from None
     train = config.pop("train", {}) | {"sample_every": 0}
     train |= {"minutes": args.minutes, "steps": 10**9} if args.steps is None else {"steps": args.steps}
-    folders = {"codecs": str(args.codecs), "cache": str(args.latents), "backbone": str(args.backbone)}
+    folders = {"pipeline": args.pipeline} if args.pipeline else {"codecs": args.codecs, "backbone": args.backbone}
+    folders = {name: str(folder) for name, folder in {**folders, "cache": args.latents}.items()}
     return {**config, **folders, "pack": args.pack, "clips": 0, "train": train}
+
+
+def chosen(args: argparse.Namespace) -> list[str]:
+    """The variants of the table.
+
+    Raises:
+        ValueError: for one from scratch that is to go on from a trained model.
+    """
+    able = [name for name in VARIANTS if not (args.pipeline and VARIANTS[name].get("backbone") == RANDOM)]
+    for name in args.variants or ():
+        if name not in able:
+            raise ValueError(f"{name!r} does not go on from a pipeline: give --backbone and --codecs")
+    return args.variants or able
 
 
 def claim(shared: dict[str, Any], out: Path) -> None:
@@ -102,8 +129,9 @@ def folder_of(out: Path, name: str) -> Path:
 def configured(shared: dict[str, Any], name: str, out: Path) -> dict[str, Any]:
     """The settings of one variant."""
     change = VARIANTS[name]
-    config = {**shared, **change, "model": {**shared.get("model", {}), **change.get("model", {})}}
-    if config["backbone"] == RANDOM:
+    parts = {**shared.get("model", {}), **change.get("model", {})}
+    config = {**shared, **change, ("parts" if "pipeline" in shared else "model"): parts}
+    if config.get("backbone") == RANDOM:
         folder = out / "random-backbone"
         torch.manual_seed(0)
         DiT.from_config(DiT.load_config(shared["backbone"])).save_pretrained(folder)
@@ -194,14 +222,14 @@ def main(argv: list[str] | None = None) -> int:
     words = sys.argv[1:] if argv is None else argv
     args = parser().parse_args(words)
     try:
-        shared = common(args)
+        shared, names = common(args), chosen(args)
         Settings(clips=args.clips, sampling=Sampling(steps=args.sampling_steps)).classes({args.pack: ["any"]})
         claim({**shared, "measured": [args.clips, args.event_clips, args.sampling_steps]}, args.out)
         if args.only:
             result = train_and_measure(args, args.only)
             (folder_of(args.out, args.only) / "result.json").write_text(json.dumps(result, indent=1))
             return 0
-        for name in VARIANTS:
+        for name in names:
             if not (folder_of(args.out, name) / "result.json").exists():
                 subprocess.run([sys.executable, "-m", "benchmarks.claims", *words, "--only", name], check=True)
     except subprocess.CalledProcessError as error:
@@ -209,7 +237,7 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"claims: {error}", file=sys.stderr)
         return 2
-    results = [json.loads((folder_of(args.out, name) / "result.json").read_text()) for name in VARIANTS]
+    results = [json.loads((folder_of(args.out, name) / "result.json").read_text()) for name in names]
     (args.out / "claims.json").write_text(json.dumps(results, indent=1))
     (args.out / "claims.md").write_text(text(args, results))
     print(text(args, results), end="")

@@ -7,6 +7,7 @@ import torch
 
 from avdit.data.latents import write_shard
 from avdit.data.scenes import ALL_CLASSES, CLASSES
+from avdit.generate import load_pipeline
 from avdit.geometry import ClipGeometry
 from avdit.models.dit import DiT
 from benchmarks.claims import VARIANTS, folder_of, main
@@ -50,6 +51,44 @@ def test_variants_and_their_table(command, tmp_path, capsys):
     assert list(results) == list(VARIANTS)
     assert results[SCRATCH]["share"] > 0.9 > ours["share"] and results[SCRATCH]["tunable"] > ours["tunable"]
     assert results[SCRATCH]["peak_gb"] > 0.1 and results[SCRATCH]["clips_per_second"] > 0
+
+
+def from_pipeline(command, tiny_checkpoint):
+    """The command with a trained pipeline in place of backbone and codecs."""
+    kept = [word for word in command if word != "--backbone" and not word.endswith("/backbone")]
+    at = kept.index("--codecs")
+    return [*kept[:at], "--pipeline", str(tiny_checkpoint), *kept[at + 2 :]]
+
+
+def test_a_trained_model_goes_on_without_a_part(command, tiny_checkpoint, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"train": {"batch_size": 2, "learning_rate": 0.0}}))
+    words = [*from_pipeline(command, tiny_checkpoint), "--variants", "no interaction"]
+    assert main([*words, "--only", "no interaction"]) == 0
+    folder = folder_of(tmp_path / "claims", "no interaction")
+    before = load_pipeline(tiny_checkpoint).transformer
+    after = load_pipeline(folder / "pipeline").transformer
+    assert (before.config.interaction_every, after.config.interaction_every) == (2, 0)
+    kept, was = after.state_dict(), before.state_dict()
+    assert {name for name in was if name not in kept} == {
+        name for name in was if ".interaction." in name or name.startswith("foley")
+    }
+    assert all(torch.equal(value, was[name].bfloat16().float()) for name, value in kept.items())  # the rate is 0
+    assert main(words) == 0
+    assert (tmp_path / "claims" / "claims.md").read_text().splitlines()[2].startswith("| no interaction | ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--variants", SCRATCH], "does not go on from a pipeline: give --backbone and --codecs"),
+        (["--codecs", "checkpoints"], "--backbone and --codecs go together, and not with --pipeline"),
+        (["--pipeline", "nowhere"], "nowhere does not exist"),
+    ],
+)
+def test_wrong_start_ends_with_one_sentence(command, tiny_checkpoint, change, message, tmp_path, capsys):
+    assert main([*from_pipeline(command, tiny_checkpoint), *change]) == 2
+    said = capsys.readouterr()
+    assert message in said.err and said.err.count("\n") == 1 and not (tmp_path / "claims").exists()
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ DEFAULTS = {
     "clips": 160,  # rendered clips a class
     "pack": "landscape",  # its name, and for rendered clips its classes
     "trains": "adapters",  # or "all": the backbone too
-    "add_parts": {},  # {"temporal_rank": 32}: parts that a model to start from is given where it has none
+    "parts": {},  # {"temporal_rank": 32}: parts that a model to start from is given where it has none; 0: it loses them
     "factorized": None,  # clips are to be made from their first frame on ("tasks" then need "image"); null: as pipeline
     "class_dropout": 0.1,
     "audio_weight": 1.0,
@@ -123,9 +123,9 @@ def build(config: dict, geometry: ClipGeometry, data: TrainingData) -> AVDiT:
         model = AVDiT.from_pretrained(config["start"])
         if model.config.num_classes != count:
             raise ValueError(f"{config['start']} has {model.config.num_classes} classes, the data {count}")
-        lacks = {name: rank for name, rank in config["add_parts"].items() if not model.config[name]}
-        if lacks:
-            model = model.with_parts(**lacks)
+        changed = {name: rank for name, rank in config["parts"].items() if bool(rank) != bool(model.config[name])}
+        if changed:
+            model = model.with_parts(**changed)
     else:
         if config["backbone"]:
             backbone = DiT.from_pretrained(config["backbone"])
