@@ -17,7 +17,7 @@ from avdit.demo.controls import SAMPLES, SUFFIXES  # noqa: E402
 from avdit.media import ensure_ffmpeg, write_wav  # noqa: E402
 
 SEEDS = {  # counted from the first held-out one
-    "video": {"splashing water": 100, "thunder": 100, "break": 100},
+    "video": {"splashing water": 100, "squishing water": 100, "thunder": 100, "break": 100},
     "sound": {"explosion": 101, "raining": 101, "house": 101},
     "picture": {"fire crackling": 100, "waterfall burbling": 101, "krump": 101},
 }
