@@ -103,7 +103,7 @@ def chosen(args: argparse.Namespace) -> list[str]:
         ValueError: for one from scratch that is to go on from a trained model.
     """
     able = [name for name in VARIANTS if not (args.pipeline and VARIANTS[name].get("backbone") == RANDOM)]
-    for name in args.variants or ():
+    for name in args.variants or filter(None, [args.only]):
         if name not in able:
             raise ValueError(f"{name!r} does not go on from a pipeline: give --backbone and --codecs")
     return args.variants or able

@@ -80,10 +80,18 @@ def test_a_trained_model_goes_on_without_a_part(command, tiny_checkpoint, tmp_pa
     assert all(torch.equal(value, was[name].bfloat16().float()) for name, value in kept.items())  # the rate is 0
 
 
+def test_a_part_that_no_model_has_is_named(command, tiny_checkpoint, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model": {"temporal_size": 0}}))
+    words = [*from_pipeline(command, tiny_checkpoint), "--only", OURS]
+    assert main(words) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "claims: parts: the model has no 'temporal_size'"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (["--variants", "no interaction", SCRATCH], "does not go on from a pipeline: give --backbone and --codecs"),
+        (["--only", SCRATCH], "does not go on from a pipeline: give --backbone and --codecs"),
         (["--codecs", "checkpoints"], "--backbone and --codecs go together, and not with --pipeline"),
         (["--pipeline", "nowhere"], "nowhere does not exist"),
     ],

@@ -114,7 +114,7 @@ def build(config: dict, geometry: ClipGeometry, data: TrainingData) -> AVDiT:
     """Fresh adapters round a backbone, trained or not, or those of an earlier run (``start``).
 
     Raises:
-        ValueError: where the earlier run had another number of classes.
+        ValueError: where the earlier run had another number of classes, or a part is none of the model's.
     """
     if config["trains"] not in ("adapters", "all"):
         raise ValueError(f"trains {config['trains']!r} must be 'adapters' or 'all'")
@@ -123,6 +123,9 @@ def build(config: dict, geometry: ClipGeometry, data: TrainingData) -> AVDiT:
         model = AVDiT.from_pretrained(config["start"])
         if model.config.num_classes != count:
             raise ValueError(f"{config['start']} has {model.config.num_classes} classes, the data {count}")
+        for name in config["parts"]:
+            if name not in model.config:
+                raise ValueError(f"parts: the model has no {name!r}")
         changed = {name: rank for name, rank in config["parts"].items() if bool(rank) != bool(model.config[name])}
         if changed:
             model = model.with_parts(**changed)
