@@ -212,6 +212,11 @@ class PackMixin:
         turbo = self.turbo_pack(self.pack_of(self.label_ids(class_labels))[0])
         return self._packs[turbo].steps if turbo else None
 
+    def turbo_eta(self, class_labels: str | int | Sequence[str | int]) -> float | None:
+        """New noise that each step of the turbo adapters for these classes adds; None where there are none for them."""
+        turbo = self.turbo_pack(self.pack_of(self.label_ids(class_labels))[0])
+        return self._packs[turbo].eta if turbo else None
+
     def add_pack(self, name: str, pack: Pack) -> None:
         """Keep another data set's adapters ready, to be put on the backbone where one of their classes is wanted.
 

@@ -12,7 +12,7 @@ from torch import nn
 from avdit.geometry import ClipGeometry
 from avdit.models.schedule import xs_scheduler
 from avdit.training import turbo
-from avdit.training.adversary import Adversary
+from avdit.training.adversary import ClipAdversary
 from avdit.training.batches import ClipBatch
 from avdit.training.diffusion import Diffusion
 from avdit.training.trainer import Trainer, TrainerConfig
@@ -23,7 +23,7 @@ GEOMETRY = ClipGeometry()
 def adversary(out, batch_size=2, weight=0.5, warmup=0):
     torch.manual_seed(0)
     trainer = Trainer(nn.Linear(1, 1), lambda *_: {}, TrainerConfig(batch_size=batch_size, mixed_precision="no"), out)
-    return Adversary(trainer, GEOMETRY, 3, xs_scheduler().alphas_cumprod, weight, warmup)
+    return ClipAdversary(trainer, GEOMETRY, 3, xs_scheduler().alphas_cumprod, weight, warmup)
 
 
 def drawn(*shape, seed=0):
@@ -88,7 +88,7 @@ def test_held_poses_are_told_from_the_same_pictures_in_even_motion(tmp_path):
             return (1 - phase).sqrt() * poses[:, first] + phase.sqrt() * poses[:, first + 1]
 
         held, drifting = clip((share % 1).round()), clip(share % 1)
-        told.append(judge.learn((held, audio), (drifting, audio), labels, generator).item())
+        told.append(judge.learn((held, audio), (drifting, audio), (labels,), generator).item())
     assert sum(told[-5:]) / 5 > 0.7  # of places, many of which look the same; by chance 0.5
 
 

@@ -195,11 +195,17 @@ class RandomShards:
     """Stands in for :class:`Shards` where only time and memory are measured: noise of the same shapes."""
 
     def __init__(
-        self, clip: ClipGeometry, classes: int, latents: bool = True, device: torch.device | str = "cpu"
+        self,
+        clip: ClipGeometry,
+        classes: int,
+        latents: bool = True,
+        device: torch.device | str = "cpu",
+        remade: int = 0,
     ) -> None:
         self.classes, self.device = classes, device
         self.shapes = {
             "video": (clip.frames, *clip.video_latent_shape),
+            "remade": (remade, clip.frames, *clip.video_latent_shape),
             "audio": clip.audio_latent_shape if latents else (clip.samples,),
             "frames": (clip.frames, clip.height, clip.width, 3),
         }

@@ -1,4 +1,4 @@
-"""An adversary for few-step adapters: a small network that tells latents of clips from generated ones.
+"""Adversaries: small networks that tell the real from the made, first of all for few-step adapters.
 
 What a student of few steps is asked for at high noise has more than one answer, and a squared error is content with
 their mean: pictures that are soft and motion that drifts. An adversary is content with any answer that might be a real
@@ -15,7 +15,7 @@ from avdit.training.trainer import Trainer
 
 WIDTHS = 96, 192, 256  # channels of the discriminator's stages
 LEARNING_RATE = 5e-4
-BLUR = 0.1  # deviation of the noise to which verdicts must be blind; latents have a deviation of about 1
+BLUR = 0.1  # deviation of the noise to which verdicts must be blind; what is judged has one of about 1
 PENALTY = 1.0  # of verdicts that change by that noise
 
 
@@ -66,17 +66,123 @@ class Discriminator(nn.Module):
 
 
 class Adversary:
-    """A discriminator that learns beside a student, and what it adds to the student's loss.
+    """A discriminator that learns beside what it judges, and what it adds to the loss of that.
 
-    Each clip that the student predicts is judged against the real one that was noised for it (Jolicoeur-Martineau
-    2018, arXiv 1807.00734). Verdicts on both are held smooth by noise (Lin et al. 2025, arXiv 2501.08316), without
-    which so few clips would soon be known by heart.
+    What is made is judged against the real thing that it stands for (Jolicoeur-Martineau 2018, arXiv 1807.00734).
+    Verdicts on both are held smooth by noise (Lin et al. 2025, arXiv 2501.08316), without which so few clips would soon
+    be known by heart.
 
     Args:
-        weight: Size of the gradient that it adds to the student's predictions, as a share of what is there without it.
-        trainer: The student's. Its processes all have one discriminator, which takes a step with each part of a batch.
-        alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
+        trainer: Of what is judged. Its processes all have one discriminator, which takes a step with each part of a
+            batch.
+        discriminator: Called with tensors (n, ...) and what it is told of them, (n,); gives verdicts (n, places) at
+            several scales, high for what is real.
+        weight: Size of the gradient that it adds, as a share of what is there without it.
         warmup: Steps in which its weight rises from nothing, while the discriminator learns to judge.
+    """
+
+    def __init__(self, trainer: Trainer, discriminator: nn.Module, weight: float, warmup: int) -> None:
+        self.trainer, self.accelerator = trainer, trainer.accelerator
+        self.discriminator = discriminator.to(self.accelerator.device)
+        self.optimiser = torch.optim.AdamW(
+            self.discriminator.parameters(), LEARNING_RATE, betas=(0.0, 0.99), weight_decay=0.0
+        )
+        self.weight, self.warmup = weight, warmup
+
+    def learn(
+        self,
+        real: tuple[Tensor, ...],
+        made: tuple[Tensor, ...],
+        told: tuple[Tensor, ...],
+        generator: torch.Generator,
+    ) -> Tensor:
+        """One step of the discriminator; returns the share of places at which it knew the real one of a pair."""
+        # Each row has its own generator, so that its noise does not depend on the process that it falls to.
+        seeds = self.trainer.mine(torch.randint(1 << 31, (self.trainer.global_batch,), generator=generator))
+        rows = [torch.Generator().manual_seed(seed) for seed in seeds[: len(real[0])].tolist()]
+        blurred = [
+            x + BLUR * torch.stack([torch.randn(x.shape[1:], generator=row) for row in rows]).to(x.device)
+            for x in (*real, *made)
+        ]
+        given = (*real, *made, *blurred)
+        inputs = [torch.cat(given[i :: len(real)]) for i in range(len(real))]
+        with self.accelerator.autocast():
+            found = [one.chunk(4) for one in self.discriminator(*inputs, *(x.repeat(4) for x in told))]
+        better = [r - m for r, m, *_ in found]
+        drift = [torch.cat([r - r_blurred, m - m_blurred]) / BLUR for r, m, r_blurred, m_blurred in found]
+        loss = sum(F.softplus(-b).mean() + PENALTY * d.square().mean() for b, d in zip(better, drift, strict=True))
+        self.optimiser.zero_grad()
+        loss.backward()
+        for parameter in self.discriminator.parameters():
+            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
+        self.optimiser.step()
+        return torch.stack([(b > 0).float().mean() for b in better]).mean()
+
+    def judged(
+        self,
+        outputs: tuple[Tensor, ...],
+        real: tuple[Tensor, ...],
+        made: tuple[Tensor, ...],
+        told: tuple[Tensor, ...],
+        loss: Tensor,
+        generator: torch.Generator,
+        step: int,
+    ) -> dict[str, Tensor]:
+        """Let the discriminator learn, then say what it makes of ``loss``.
+
+        Args:
+            outputs: From which alone ``loss`` and ``made`` were computed; their gradient is what is added to.
+
+        Returns:
+            ``loss``, whose gradient now has the adversary's beside its own, and ``told``, the share of places at which
+            the discriminator knew the real one.
+        """
+        share = self.learn(real, tuple(x.detach() for x in made), told, generator)
+        with torch.no_grad(), self.accelerator.autocast():
+            known = self.discriminator(*real, *told)
+        with self.accelerator.autocast():
+            found = self.discriminator(*made, *told)
+        wrong = sum(F.softplus(k - j).mean() for k, j in zip(known, found, strict=True))
+        weight = self.weight * min(1.0, step / max(self.warmup, 1))
+        # What both make of the outputs is all that the model behind them needs to know.
+        pulls = []
+        for part, own, other in zip(
+            outputs,
+            torch.autograd.grad(loss, outputs, retain_graph=True),
+            torch.autograd.grad(wrong, outputs),
+            strict=True,
+        ):
+            sizes = torch.stack([own.float().square().sum(), other.float().square().sum()])
+            size, pushed = self.accelerator.reduce(sizes, "sum").sqrt()  # of the rows of all processes
+            scale = weight * size / pushed.clamp(min=1e-12)
+            pulls.append((part * (own + scale * other)).sum())
+        pull = sum(pulls)
+        loss = loss.detach() + pull - pull.detach()  # its gradient alone
+        return {"loss": loss, "told": share}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights and what the optimiser knows of them, as flat tensors."""
+        told = {f"weight.{name}": value for name, value in self.discriminator.state_dict().items()}
+        for name, parameter in self.discriminator.named_parameters():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                told[f"{key}.{name}"] = value
+        return told
+
+    def load_state_dict(self, told: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` told."""
+        weights = {k.removeprefix("weight."): v for k, v in told.items() if k.startswith("weight.")}
+        self.discriminator.load_state_dict(weights)
+        for name, parameter in self.discriminator.named_parameters():
+            kept = {key: told[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in told}
+            if kept:
+                self.optimiser.state[parameter] = kept
+
+
+class ClipAdversary(Adversary):
+    """The adversary of a student of few steps: each clip that it predicts is judged against the one noised for it.
+
+    Args:
+        alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
     """
 
     def __init__(
@@ -88,12 +194,8 @@ class Adversary:
         weight: float,
         warmup: int,
     ) -> None:
-        self.trainer, self.accelerator = trainer, trainer.accelerator
-        self.discriminator = Discriminator(geometry, num_classes).to(self.accelerator.device)
-        self.optimiser = torch.optim.AdamW(
-            self.discriminator.parameters(), LEARNING_RATE, betas=(0.0, 0.99), weight_decay=0.0
-        )
-        self.alphas, self.weight, self.warmup = alphas.to(self.accelerator.device), weight, warmup
+        super().__init__(trainer, Discriminator(geometry, num_classes), weight, warmup)
+        self.alphas = alphas.to(self.accelerator.device)
 
     def clean(self, batch: ClipBatch, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
         """The clips that velocities of picture and sound lead to from the noised ones of ``batch``."""
@@ -112,76 +214,9 @@ class Adversary:
         given = batch.given_video, batch.given_audio
         return real, tuple(r.where(g, m) for r, m, g in zip(real, made, given, strict=True))
 
-    def learn(
-        self, real: tuple[Tensor, Tensor], made: tuple[Tensor, Tensor], labels: Tensor, generator: torch.Generator
-    ) -> Tensor:
-        """One step of the discriminator; returns the share of places at which it knew the real clip of a pair."""
-        # Each clip has its own generator, so that its noise does not depend on the process that it falls to.
-        seeds = self.trainer.mine(torch.randint(1 << 31, (self.trainer.global_batch,), generator=generator))
-        rows = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
-        blurred = [
-            x + BLUR * torch.stack([torch.randn(x.shape[1:], generator=row) for row in rows]).to(x.device)
-            for x in (*real, *made)
-        ]
-        video, audio = (torch.cat([real[i], made[i], blurred[i], blurred[i + 2]]) for i in (0, 1))
-        with self.accelerator.autocast():
-            found = [one.chunk(4) for one in self.discriminator(video, audio, labels.repeat(4))]
-        better = [r - m for r, m, *_ in found]
-        drift = [torch.cat([r - r_blurred, m - m_blurred]) / BLUR for r, m, r_blurred, m_blurred in found]
-        loss = sum(F.softplus(-b).mean() + PENALTY * d.square().mean() for b, d in zip(better, drift, strict=True))
-        self.optimiser.zero_grad()
-        loss.backward()
-        for parameter in self.discriminator.parameters():
-            parameter.grad = self.accelerator.reduce(parameter.grad, "mean")
-        self.optimiser.step()
-        return torch.stack([(b > 0).float().mean() for b in better]).mean()
-
     def __call__(
         self, batch: ClipBatch, video: Tensor, audio: Tensor, loss: Tensor, generator: torch.Generator, step: int
     ) -> dict[str, Tensor]:
-        """Let the discriminator learn, then say what it makes of the student's ``loss``.
-
-        Args:
-            video, audio: The student's velocities, from which ``loss`` was computed.
-
-        Returns:
-            ``loss``, whose gradient now has the adversary's beside its own, and ``told``, the share of places at which
-            the discriminator knew the real clip.
-        """
+        """What :meth:`judged` makes of ``loss``, which was computed from the student's velocities."""
         real, made = self.pairs(batch, video, audio)
-        told = self.learn(real, tuple(x.detach() for x in made), batch.labels, generator)
-        with torch.no_grad(), self.accelerator.autocast():
-            known = self.discriminator(*real, batch.labels)
-        with self.accelerator.autocast():
-            judged = self.discriminator(*made, batch.labels)
-        wrong = sum(F.softplus(k - j).mean() for k, j in zip(known, judged, strict=True))
-        weight = self.weight * min(1.0, step / max(self.warmup, 1))
-        for part, own, other in zip(
-            (video, audio),
-            torch.autograd.grad(loss, (video, audio), retain_graph=True),
-            torch.autograd.grad(wrong, (video, audio)),
-            strict=True,
-        ):
-            sizes = torch.stack([own.float().square().sum(), other.float().square().sum()])
-            size, pushed = self.accelerator.reduce(sizes, "sum").sqrt()  # of the clips of all processes
-            scale = weight * size / pushed.clamp(min=1e-12)
-            push = (part * (scale * other)).sum()
-            loss = loss + push - push.detach()  # its gradient alone
-        return {"loss": loss, "told": told}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Weights and what the optimiser knows of them, as flat tensors."""
-        told = {f"weight.{name}": value for name, value in self.discriminator.state_dict().items()}
-        for name, parameter in self.discriminator.named_parameters():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                told[f"{key}.{name}"] = value
-        return told
-
-    def load_state_dict(self, told: dict[str, Tensor]) -> None:
-        """Take up what :meth:`state_dict` told."""
-        weights = {k.removeprefix("weight."): v for k, v in told.items() if k.startswith("weight.")}
-        self.discriminator.load_state_dict(weights)
-        for name, parameter in self.discriminator.named_parameters():
-            kept = {key: told[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in told}
-            if kept:
-                self.optimiser.state[parameter] = kept
+        return self.judged((video, audio), real, made, (batch.labels,), loss, generator, step)

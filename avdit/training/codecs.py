@@ -78,6 +78,24 @@ def detail_weight(x: Tensor, gain: float) -> Tensor:
     return weight / weight.mean()
 
 
+def picture_error(x: Tensor, y: Tensor, detail: float, squared: float) -> tuple[Tensor, Tensor]:
+    """How far pictures ``y`` (N, 3, H, W) are from ``x``: the error that decoders learn by, and its first term alone.
+
+    Args:
+        detail: Extra weight where ``x`` has fine detail.
+        squared: Weight of the mean squared error beside the absolute one.
+    """
+    error = (detail_weight(x, detail) * (y - x).abs()).mean()
+    grid = (y[..., 1:] - y[..., :-1] - x[..., 1:] + x[..., :-1]).abs().mean()
+    grid = grid + (y[..., 1:, :] - y[..., :-1, :] - x[..., 1:, :] + x[..., :-1, :]).abs().mean()
+    # Detail takes weight from flat areas, whose colour the eye still sees.
+    colour = F.avg_pool2d(y - x, 8).abs().mean()
+    total = error + 0.5 * grid + colour
+    if squared:
+        total = total + squared * (y - x).square().mean()
+    return total, error
+
+
 def train_video(
     codec: VideoCodec, shards: Shards | RandomShards, config: dict, out: Path, resume: bool, dry_run: bool = False
 ) -> dict[str, Any] | None:
@@ -100,15 +118,8 @@ def train_video(
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         x = draw(generator, trainer.global_batch, crop, trainer.mine)
         y, kl = module(x)
-        weight = detail_weight(x, config["detail"])
-        error = (weight * (y - x).abs()).mean()
-        grid = (y[..., 1:] - y[..., :-1] - x[..., 1:] + x[..., :-1]).abs().mean()
-        grid = grid + (y[..., 1:, :] - y[..., :-1, :] - x[..., 1:, :] + x[..., :-1, :]).abs().mean()
-        # Detail takes weight from flat areas, whose colour the eye still sees.
-        colour = F.avg_pool2d(y - x, 8).abs().mean()
-        total = error + 0.5 * grid + colour + config["kl_weight"] * kl
-        if config["squared"]:
-            total = total + config["squared"] * (y - x).square().mean()
+        total, error = picture_error(x, y, config["detail"], config["squared"])
+        total = total + config["kl_weight"] * kl
         terms = {"l1": error.detach(), "kl": kl.detach()}
         if features is not None:
             half = (len(x) + 1) // 2  # these features cost as much as the codec itself

@@ -1,4 +1,4 @@
-"""All stages one after the other, from the codecs to the turbo adapters, each from where a pipeline stands.
+"""All stages one after the other, from the codecs to the decoder for what they make, each from where a pipeline stands.
 
     python -m avdit train recipe --config recipe.json --out runs/recipe
 
@@ -24,7 +24,7 @@ from avdit.models.dit import DiT
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
-from avdit.training import adapters, backbone, codecs, foley, images, turbo
+from avdit.training import adapters, backbone, codecs, decoder, foley, images, turbo
 from avdit.training.trainer import processes
 
 FROM_FIRST_FRAME = {  # as dance is made
@@ -49,6 +49,7 @@ DEFAULTS: dict[str, Any] = {
     "dance": {**DANCERS, **FROM_FIRST_FRAME},
     "landscape-turbo": {"steps": 8, "early_substeps": 2, "eta": 0.85, **RARE, **GOES_ON},
     "dance-turbo": {"steps": 6, "early_substeps": 2, "adversarial_weight": 0.4, **DANCERS, **FROM_FIRST_FRAME},
+    "decoder": {"clips": 27},
 }
 CLASS_TABLE = "class_embedder.embedding_table.weight"
 Stage = Callable[[dict[str, Any], Path, bool], Any]
@@ -114,7 +115,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         result.add_pack(name, Pack.load(out / name / "pack"))
     for name in PACKS:
         result.add_pack(f"{name}-turbo", replace(Pack.load(out / f"{name}-turbo" / "pack"), compact=True))
-    result.save_pretrained(out / "pipeline", max_shard_size="14MB")  # files that a repository takes
+    result.save_pretrained(out / "decoder" / "start", max_shard_size="14MB")
+    final = stage("decoder", decoder.run, "pipeline", {"pipeline": str(out / "decoder" / "start")})
+    shutil.copytree(final, out / "pipeline", dirs_exist_ok=True)
 
 
 def pack_state(pipe: AVDiTPipeline, name: str) -> dict[str, Tensor]:

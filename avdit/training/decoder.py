@@ -1,0 +1,278 @@
+"""The video decoder for what a model makes, beside what the encoder makes.
+
+    python -m avdit train decoder --config decoder.json --out runs/decoder    # {"pipeline": DIR}
+
+A decoder that knows the encoder's latents alone shows those of a model, which are a little too smooth, as soft
+pictures. Here each clip is also *remade*: its latents are noised part of the way and sampled on from there (as in
+SDEdit, Meng et al. 2022, arXiv 2108.01073). Such latents keep the clip's layout and have the model's own faults, and
+are to be shown as the clip. What they no longer tell has more than one answer, so that beside the distance of features
+an adversary judges these frames. The encoder's latents are shown as before, and latents themselves stay as they are, so
+that the model goes on as before. The result is the pipeline with the new decoder, in ``out``/pipeline.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from avdit.checkpoint import weights_sha256
+from avdit.data.latents import RandomShards, Shards, write_shard
+from avdit.data.scenes import ALL_CLASSES, PACKS
+from avdit.generate import between, whole
+from avdit.geometry import ClipGeometry
+from avdit.machine import fast_precision
+from avdit.models.features import ImageFeatures, feature_distance
+from avdit.models.video_codec import VideoCodec
+from avdit.pipeline import GUIDANCE_END, AVDiTPipeline
+from avdit.training.adversary import Adversary
+from avdit.training.codecs import DEFAULTS as CODECS
+from avdit.training.codecs import picture_error
+from avdit.training.data import my_share, rendered_clips
+from avdit.training.sheets import image_grid, save_png
+from avdit.training.trainer import Trainer, processes, trainer_config
+
+DEFAULTS: dict[str, Any] = {
+    "pipeline": "checkpoints/avdit-xs",  # of the packs of the scenes
+    "clips": 36,  # rendered clips a class
+    "remade": 2,  # times that each of them is remade
+    "sampling_steps": 12,  # of the sampler where no turbo adapters are used, which are in half of the times
+    "eta": 0.7,  # its new noise
+    "detail": CODECS["detail"],
+    "squared": 8.0,  # of the encoder's latents alone
+    "remade_weight": 0.5,  # of the error of remade frames beside that of the encoder's
+    "perceptual": 0.5,  # weight of the distance of ImageNet features
+    "adversarial_weight": 0.6,  # of the adversary, as a share of the gradient of remade frames
+    "train": {
+        "steps": 3000,
+        "batch_size": 8,
+        "learning_rate": 3e-4,
+        "warmup_steps": 50,
+        "ema_decay": 0.995,
+        "sample_every": 500,
+    },
+}
+ADVERSARY_WARMUP = 200  # steps in which its weight rises
+LEAST_NOISE = 0.15  # share of the schedule from which on it pays to remake a clip
+BATCH = 8  # clips that are remade at once
+FEATURE_WIDTHS = 16, 24, 40, 112  # channels of the features that the discriminator is shown
+HIDDEN = 64  # channels of its layers
+
+
+class FeatureDiscriminator(nn.Module):
+    """Verdicts on pictures by their ImageNet features, of every place at four scales.
+
+    What stands on features that are learned already knows in a few hundred steps what takes one of its own thousands
+    (Sauer et al. 2021, arXiv 2111.01007).
+    """
+
+    def __init__(self, widths: tuple[int, ...] = FEATURE_WIDTHS, hidden: int = HIDDEN) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(width, hidden, 3, 2 if i < 2 else 1, 1),
+                nn.SiLU(),
+                nn.Conv2d(hidden, hidden, 1),
+                nn.SiLU(),
+                nn.Conv2d(hidden, 1, 1),
+            )
+            for i, width in enumerate(widths)  # the two finest maps have more places than it takes
+        )
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, *maps: Tensor) -> list[Tensor]:
+        """Feature maps (N, C, h, w), as :func:`scaled` gives them, to verdicts (N, places), high for rendered ones."""
+        return [head(m).flatten(1).float() for head, m in zip(self.heads, maps, strict=True)]
+
+
+def scaled(maps: list[Tensor]) -> tuple[Tensor, ...]:
+    """Feature maps with all places' features scaled to a mean square of 1."""
+    return tuple(m * torch.rsqrt(m.square().mean(1, keepdim=True) + 1e-6) for m in maps)
+
+
+class Shown(nn.Module):
+    """A codec as what shows normalised latents."""
+
+    def __init__(self, codec: VideoCodec) -> None:
+        super().__init__()
+        self.codec = codec
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (N, C, h, w) to pictures (N, 3, H, W), not clamped."""
+        return self.codec.reconstruct(self.codec.denormalise(latents))
+
+
+@torch.no_grad()
+def remade(
+    pipe: AVDiTPipeline,
+    video: Tensor,
+    audio: Tensor,
+    labels: list[str],
+    turbo: bool,
+    steps: int,
+    eta: float,
+    generator: torch.Generator,
+) -> Tensor:
+    """What the model makes of the latents of clips: of their picture (B, F, C, h, w), noised part of the way.
+
+    From no more noise than where guidance ends, so that sampling on is what it is when clips are made. The first frame
+    of factorized adapters stays, as the pipeline has made it before the others.
+
+    Args:
+        audio: (B, C, T, f), which is noised alike.
+        labels: The clips' classes, all of one pack.
+        turbo: By turbo adapters where there are some, with their steps and new noise in place of ``steps`` and ``eta``.
+    """
+    pack, ids = pipe.pack_of(pipe.label_ids(labels))
+    if turbo and pipe.turbo_pack(pack):
+        pack = pipe.turbo_pack(pack)
+        steps, eta = pipe.turbo_steps(labels), pipe.turbo_eta(labels)
+    pipe.use_pack(pack)
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(steps, device=video.device)
+    last = len(scheduler.alphas_cumprod)
+    times = [t for i, t in enumerate(scheduler.timesteps) if i >= GUIDANCE_END * steps]
+    able = [k for k, t in enumerate(times) if t >= LEAST_NOISE * last] or [0]
+    times = times[able[int(torch.randint(len(able), (), generator=generator))] :]
+    batch, frames = video.shape[:2]
+    clean, keep = video, torch.zeros(frames, dtype=torch.bool, device=video.device)
+    keep[0] = pipe.factorized
+
+    def noise() -> list[Tensor]:
+        return [part.to(video.device) for part in pipe.prepare_latents(batch, generator)]
+
+    state = [scheduler.add_noise(x, n, times[0].expand(batch)) for x, n in zip((video, audio), noise(), strict=True)]
+    denoiser, columns = pipe.denoiser(), pipe.geometry.audio_columns
+    classes = torch.tensor(ids, device=video.device)
+    for t in times:
+        state[0] = torch.where(keep.view(1, -1, 1, 1, 1), clean, state[0])
+        now = t.expand(batch, frames).masked_fill(keep, 0), t.expand(batch, columns)
+        out = denoiser(*(x.to(pipe.transformer.dtype) for x in state), *now, classes)
+        state = [
+            scheduler.step(v.float(), t, x, eta=eta, variance_noise=n).prev_sample
+            for v, x, n in zip(out, state, noise(), strict=True)
+        ]
+    return torch.where(keep.view(1, -1, 1, 1, 1), clean, state[0])
+
+
+def remade_latents(pipe: AVDiTPipeline, clips: Path, out: Path, config: dict[str, Any]) -> None:
+    """Write the latents of the shards in ``clips``: ``video`` (n, F, C, h, w) and ``remade`` (n, times, F, C, h, w).
+
+    Shards that are there already are kept; every process makes its share.
+    """
+    share, state = my_share()
+    for path in tqdm(sorted(clips.rglob("clips-*.safetensors"))[share], desc="remaking clips", mininterval=10):
+        target = out / path.relative_to(clips)
+        if target.exists():
+            continue
+        generator, rows = torch.Generator().manual_seed(int(path.stem.split("-")[1])), []
+        with safe_open(path, "pt") as file:
+            pictures, sounds, labels = file.get_slice("frames"), file.get_slice("audio"), file.get_tensor("label")
+            for start in range(0, len(labels), BATCH):
+                part = slice(start, start + BATCH)
+                frames = pictures[part].to(pipe.device).permute(0, 1, 4, 2, 3).float() / 127.5 - 1
+                names = [ALL_CLASSES[label] for label in labels[part].tolist()]
+                with fast_precision(pipe.device), torch.no_grad():
+                    clip = (
+                        pipe.video_codec.encode(frames).float(),
+                        pipe.audio_codec.encode(sounds[part].to(pipe.device)).float(),
+                    )
+                    made = [
+                        remade(pipe, *clip, names, k % 2 == 1, config["sampling_steps"], config["eta"], generator)
+                        for k in range(config["remade"])
+                    ]
+                rows.append((clip[0].half().cpu(), torch.stack(made, 1).half().cpu()))
+        video, again = (torch.cat(part) for part in zip(*rows, strict=True))
+        write_shard(target, {"video": video, "remade": again, "label": labels})
+    state.wait_for_everyone()
+
+
+def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
+    """Render and remake the clips where they are missing, train the decoder, and save the pipeline with it.
+
+    A dry run says what that would cost and writes nothing.
+
+    Raises:
+        ValueError: for settings or a pipeline that cannot be used.
+    """
+    config = {**DEFAULTS, **config}
+    for name in ("clips", "remade", "sampling_steps"):
+        whole(config[name], name, 1, 1_000_000)
+    between(config["adversarial_weight"], "adversarial_weight", 0, 10)
+    settings = trainer_config({**DEFAULTS["train"], **config["train"]})
+    if settings.batch_size < 2:
+        raise ValueError(f"batch_size {settings.batch_size} must be 2 or more: every second row is a remade frame")
+    pipe = AVDiTPipeline.from_pretrained(config["pipeline"], torch_dtype=torch.bfloat16)
+    pipe.to(processes().device)
+    if pipe.geometry != ClipGeometry():
+        raise ValueError(f"{config['pipeline']} makes clips of another size or rate than the scenes'")
+    packs = [name for name, classes in PACKS.items() if list(classes) in pipe.packs.values()]
+    if not packs:
+        raise ValueError(f"{config['pipeline']} has no pack of the scenes' classes: it has {', '.join(pipe.packs)}")
+    cache = Path(config.get("cache", out))
+    if dry_run:
+        kinds = {"classes": len(pipe.classes), "device": processes().device}
+        pictures, latents = (
+            RandomShards(pipe.geometry, latents=part, remade=config["remade"], **kinds) for part in (False, True)
+        )
+    else:
+        clips = rendered_clips(cache, config["clips"], packs)
+        again = cache / "remade" / weights_sha256(Path(config["pipeline"]))[:12]
+        remade_latents(pipe, clips, again, config)
+        pictures, latents = Shards(clips), Shards(again)
+    torch.manual_seed(settings.seed)
+    codec = VideoCodec.from_pretrained(Path(config["pipeline"]) / "video_codec").requires_grad_(False)
+    codec.autoencoder.decoder.requires_grad_(True)
+    codec.to(memory_format=torch.channels_last)
+    frames = pipe.geometry.frames
+
+    def draw(generator: torch.Generator, number: int, mine: Callable = lambda x: x) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures, and the encoder's and remade latents of each."""
+        items = mine(torch.randint(len(pictures), (number,), generator=generator))
+        parts = mine(torch.randint(frames, (number,), generator=generator))
+        which = mine(torch.randint(config["remade"], (number,), generator=generator))
+        x = pictures.get("frames", items, parts).to(trainer.accelerator.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        made = latents.get("remade", items, which).to(x.device).float()
+        return x, latents.get("video", items, parts).to(x.device).float(), made[torch.arange(len(items)), parts]
+
+    def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        x, encoded, made = draw(generator, trainer.global_batch, trainer.mine)
+        again = trainer.here(torch.arange(trainer.global_batch) % 2 == 1)  # of every second row the remade latents
+        y = module(torch.where(again.view(-1, 1, 1, 1), made, encoded))
+        total, l1 = picture_error(x[~again], y[~again], config["detail"], config["squared"])
+        far, _ = picture_error(x[again], y[again], config["detail"], 0.0)
+        with trainer.accelerator.autocast():
+            with torch.no_grad():
+                real = features(x)
+            made = features(y)
+        distance = feature_distance(made, real)
+        terms = {"l1": l1.detach(), "far": far.detach(), "features": distance[~again].mean().detach()}
+        terms["features_far"] = distance[again].mean().detach()
+        total = total + config["remade_weight"] * far + config["perceptual"] * distance.mean()
+        if trainer.beside is None:
+            return {"loss": total, **terms}
+        pair = (scaled([m[again].float() for m in maps]) for maps in (real, made))
+        return {**terms, **trainer.beside.judged((y,), *pair, (), total, generator, step)}
+
+    def sheet(path: Path) -> None:
+        x, encoded, made = draw(torch.Generator().manual_seed(1), 9)
+        y, z = (trainer.raw(part).clamp(-1, 1) for part in (encoded, made))
+        psnr = -10 * torch.log10(((x - y) / 2).square().mean((1, 2, 3))).mean()
+        trainer.accelerator.print(f"{path.name}: PSNR {psnr:.2f} dB on 9 frames")
+        save_png(image_grid(torch.cat([x, y, z]) / 2 + 0.5, 9), path)
+
+    trainer = Trainer(Shown(codec), loss, settings, out, sheet)
+    features = ImageFeatures().to(trainer.accelerator.device)
+    if config["adversarial_weight"]:
+        trainer.beside = Adversary(trainer, FeatureDiscriminator(), config["adversarial_weight"], ADVERSARY_WARMUP)
+    if dry_run:
+        return trainer.dry_run()
+    trainer.run(resume)
+    if processes().is_main_process:
+        pipe.register_modules(video_codec=codec.to(torch.bfloat16))
+        pipe.save_pretrained(Path(out) / "pipeline", max_shard_size="14MB")  # files that a repository takes
+    return None
