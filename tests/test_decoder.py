@@ -49,6 +49,9 @@ def test_the_decoder_alone_learns(tmp_path, tiny_checkpoint):
     decoders = sum(p.numel() for p in before.video_codec.autoencoder.decoder.parameters())
     assert told["parameters"]["trainable"] == decoders
     assert not (tmp_path / "dry").exists()
+    # The same clips remade more often are other ones: what lies in the cache is not taken for them.
+    decoder.run({**config, "remade": 2, "cache": str(tmp_path)}, tmp_path / "more")
+    assert (tmp_path / "more" / "pipeline" / "model_index.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,8 @@ def test_the_decoder_alone_learns(tmp_path, tiny_checkpoint):
     [
         ({"remade": 0}, "remade"),
         ({"adversarial_weight": -1}, "adversarial_weight"),
+        ({"eta": 2}, "eta"),
+        ({"train": {"batch_size": 1}}, "batch_size 1 must be 2 or more"),
         ({"train": {"stepps": 1}}, "unknown training setting 'stepps'"),
     ],
 )

@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "squared": 8.0,  # of the encoder's latents alone
     "remade_weight": 0.5,  # of the error of remade frames beside that of the encoder's
     "perceptual": 0.5,  # weight of the distance of ImageNet features
-    "adversarial_weight": 0.6,  # of the adversary, as a share of the gradient of remade frames
+    "adversarial_weight": 0.6,  # of the adversary, as a share of the gradient of all else
     "train": {
         "steps": 3000,
         "batch_size": 8,
@@ -201,7 +201,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     """
     config = {**DEFAULTS, **config}
     for name in ("clips", "remade", "sampling_steps"):
-        whole(config[name], name, 1, 1_000_000)
+        whole(config[name], name, 1, 1_000 if name == "sampling_steps" else 1_000_000)
+    between(config["eta"], "eta", 0, 1)
     between(config["adversarial_weight"], "adversarial_weight", 0, 10)
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
     if settings.batch_size < 2:
@@ -221,9 +222,12 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         )
     else:
         clips = rendered_clips(cache, config["clips"], packs)
-        again = cache / "remade" / weights_sha256(Path(config["pipeline"]))[:12]
-        remade_latents(pipe, clips, again, config)
-        pictures, latents = Shards(clips), Shards(again)
+        clips = clips / packs[0] if len(packs) == 1 else clips  # others' clips may lie there, too
+        # Remade clips hold for these weights and settings alone.
+        how = [weights_sha256(Path(config["pipeline"]))[:12], *(config[k] for k in ("remade", "sampling_steps", "eta"))]
+        folder = cache / "remade" / "-".join(map(str, [*packs, *how]))
+        remade_latents(pipe, clips, folder, config)
+        pictures, latents = Shards(clips), Shards(folder)
     torch.manual_seed(settings.seed)
     codec = VideoCodec.from_pretrained(Path(config["pipeline"]) / "video_codec").requires_grad_(False)
     codec.autoencoder.decoder.requires_grad_(True)
