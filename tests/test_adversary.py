@@ -12,7 +12,7 @@ from torch import nn
 from avdit.geometry import ClipGeometry
 from avdit.models.schedule import xs_scheduler
 from avdit.training import turbo
-from avdit.training.adversary import ClipAdversary
+from avdit.training.adversary import ClipAdversary, Discriminator
 from avdit.training.batches import ClipBatch
 from avdit.training.diffusion import Diffusion
 from avdit.training.trainer import Trainer, TrainerConfig
@@ -23,7 +23,7 @@ GEOMETRY = ClipGeometry()
 def adversary(out, batch_size=2, weight=0.5, warmup=0):
     torch.manual_seed(0)
     trainer = Trainer(nn.Linear(1, 1), lambda *_: {}, TrainerConfig(batch_size=batch_size, mixed_precision="no"), out)
-    return ClipAdversary(trainer, GEOMETRY, 3, xs_scheduler().alphas_cumprod, weight, warmup)
+    return ClipAdversary(trainer, Discriminator(GEOMETRY, 3), xs_scheduler().alphas_cumprod, weight, warmup)
 
 
 def drawn(*shape, seed=0):
@@ -53,7 +53,7 @@ def noised(number=2, time=700, given_frames=4):
         labels=torch.arange(number) % 3,
         given_video=frames[..., None, None, None],
         given_audio=rows[:, None, :, None],
-        weight_video=torch.ones(1, 1, 1, 1, 1),
+        weight_video=torch.ones(number, 1, 1, 1, 1),
         share_video=1.0,
         share_audio=1.0,
     )

@@ -13,6 +13,8 @@ those on its test list), and ends when it has not fallen five times in a row. Th
 temporal attention alone. Where hours are few, minutes of each before the joint training are well spent: a second
 run takes the first one's adapters up with ``"start": "DIR/pipeline/transformer"``.
 
+``"adversarial_weight": 0.7, "own_states": 0.5`` lets trained adapters learn by how clips look (pictures.py).
+
 ``"pipeline": DIR`` trains the adapters of an assembled pipeline (its codecs, schedule, geometry and classes hold), and
 ``"data": {"folder": DIR}`` learns from a folder of mp4 files in place of rendered clips.
 """
@@ -28,18 +30,21 @@ from diffusers import DDIMScheduler
 from torch import Tensor, nn
 
 from avdit.data.scenes import ALL_CLASSES
+from avdit.generate import between
 from avdit.geometry import ClipGeometry
 from avdit.models.avdit import AVDiT
 from avdit.models.dit import DiT
+from avdit.models.noise import draw_noise
 from avdit.models.published import quiet
 from avdit.models.schedule import xs_scheduler
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.backbone import DEFAULTS as BACKBONE
 from avdit.training.backbone import new_backbone
-from avdit.training.batches import ClipBatches
+from avdit.training.batches import ClipBatch, ClipBatches
 from avdit.training.data import TrainingData, clip_geometry, held_out_data, training_data
 from avdit.training.diffusion import Diffusion
+from avdit.training.pictures import PictureAdversary
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, processes, trainer_config
 
@@ -61,6 +66,9 @@ DEFAULTS = {
     "context_noise": 0.15,  # most noise, as a share of the schedule, of what continuations are given
     "context_contrast": 0.3,  # most change of the log of their pictures' contrast
     "context_anchor": 0.6,  # share of them whose first frame is one from elsewhere in the clip
+    "own_states": 0.0,  # share of the clips of little noise that get there by a step of the model's own sampling
+    "adversarial_weight": 0.0,  # of an adversary that judges pictures, as a share of the gradient of all else
+    "perceptual": 0.5,  # beside an adversary, weight of the distance of ImageNet features
     "tasks": {"joint": 0.6, "v2a": 0.1, "a2v": 0.1, "image": 0.1, "continuation": 0.1},
     "model": {
         "temporal_width": 128,
@@ -83,6 +91,11 @@ DEFAULTS = {
         "sample_every": 400,
     },
 }
+
+ADVERSARY_WARMUP = 150  # steps in which its weight rises
+OWN_STEPS = 0.04, 0.13  # share of the schedule that a step of the model's own sampling spans: 25 to 8 steps in all
+OWN_MOST, OWN_LEAST = 0.62, 0.15  # noise from which on and down to which they lead
+OWN_ETA = 0.7  # new noise that they add
 
 
 def from_pipeline(config: dict) -> tuple[dict, list[str] | None, DDIMScheduler]:
@@ -178,6 +191,37 @@ def sample_sheet(
     model.train()
 
 
+@torch.no_grad()
+def own_states(
+    batch: ClipBatch, trainer: Trainer, alphas: Tensor, share: float, shared_noise: float, generator: torch.Generator
+) -> ClipBatch:
+    """A batch of which a share of the clips of little noise went a step of the model's own sampling, to less.
+
+    While sampling a model goes on from what it made itself, with errors that no noised clip has. Here it learns to lead
+    back from them (scheduled sampling, Bengio et al. 2015, arXiv 1506.03099; for diffusion Li et al. 2023, arXiv
+    2305.15583): where a clip went to is to be led to that clip. Guidance ends before, so that none is needed.
+
+    Args:
+        alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
+    """
+    number, last = trainer.global_batch, len(alphas)
+    chosen = torch.rand(number, generator=generator) < share
+    length = torch.randint(*(round(part * last) for part in OWN_STEPS), (number,), generator=generator)
+    chosen, length = trainer.here(chosen), trainer.here(length)
+    start = batch.t_video.masked_fill(batch.given_frames, 0).amax(1)
+    able = chosen & (start <= OWN_MOST * last) & (start - length >= OWN_LEAST * last)
+    # Other noise than the batch's, of every row its own, so that it does not depend on the process that it falls to.
+    seeds = trainer.mine(torch.randint(1 << 31, (number,), generator=generator))[able.cpu()].tolist()
+    if not seeds:
+        return batch
+    drawn = [draw_noise(trainer.raw.clip, shared_noise, torch.Generator().manual_seed(seed)) for seed in seeds]
+    noise = tuple(torch.stack(parts).to(able.device) for parts in zip(*drawn, strict=True))
+    part = batch.rows(able)
+    with trainer.accelerator.autocast():
+        predicted = trainer.raw(part.video, part.audio, part.t_video, part.t_audio, part.labels)
+    return batch.replaced(able, part.stepped(alphas, *predicted, (start - length)[able], OWN_ETA, noise))
+
+
 def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
     """Train the adapters and save the whole pipeline in ``out``/pipeline, the adapters alone in ``out``/pack.
 
@@ -187,6 +231,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     config, classes, scheduler = from_pipeline(config)
     config["model"] = {**DEFAULTS["model"], **config["model"]}
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
+    between(config["own_states"], "own_states", 0, 1)
+    between(config["adversarial_weight"], "adversarial_weight", 0, 10)
+    between(config["perceptual"], "perceptual", 0, 100)
     modalities = set(config["modalities"])
     if not modalities or not modalities <= {"video", "audio"}:
         raise ValueError(f"modalities {config['modalities']!r} must be video, audio or both")
@@ -199,9 +246,19 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     # One alone would bend the class table that both share.
     model.class_embedder.requires_grad_(config["class_table"] and len(modalities) == 2)
     diffusion = Diffusion(scheduler, processes().device)
+    if (config["adversarial_weight"] or config["own_states"]) and (
+        len(modalities) < 2 or diffusion.kind != "v_prediction"
+    ):
+        raise ValueError(
+            "own_states and adversarial_weight are for models of both modalities that predict the velocity"
+        )
 
     def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         batch = replace(batches, data=data).draw(generator)
+        if config["own_states"] and torch.is_grad_enabled():
+            batch = own_states(
+                batch, trainer, diffusion.alphas, config["own_states"], model.config.shared_noise, generator
+            )
         with_video, with_audio = "video" in modalities, "audio" in modalities
         video_out, audio_out = module(
             batch.video if with_video else None,
@@ -216,13 +273,19 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         if with_audio:
             terms["audio"] = batch.audio_error(audio_out, batch.audio_target)
         total = terms.get("video", 0.0) + config["audio_weight"] * terms.get("audio", 0.0)
-        return {"loss": total, **{name: term.detach() for name, term in terms.items()}}
+        told = {name: term.detach() for name, term in terms.items()}
+        if trainer.beside is None or not torch.is_grad_enabled():
+            return {"loss": total, **told}
+        return {**told, **trainer.beside(batch, video_out, audio_out, total, generator, step)}
 
     def sheet(path: Path) -> None:
         sample_sheet(model, data, scheduler, config["factorized"], path)
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked, unused=len(modalities) < 2)
+    if config["adversarial_weight"]:
+        weights = config["adversarial_weight"], ADVERSARY_WARMUP, config["perceptual"]
+        trainer.beside = PictureAdversary(trainer, data.video_codec, diffusion.alphas, *weights)
     batches = ClipBatches(
         data,
         geometry,

@@ -98,8 +98,9 @@ class Adversary:
     ) -> Tensor:
         """One step of the discriminator; returns the share of places at which it knew the real one of a pair."""
         # Each row has its own generator, so that its noise does not depend on the process that it falls to.
-        seeds = self.trainer.mine(torch.randint(1 << 31, (self.trainer.global_batch,), generator=generator))
-        rows = [torch.Generator().manual_seed(seed) for seed in seeds[: len(real[0])].tolist()]
+        number, share = len(real[0]), self.trainer.rows.start // self.trainer.config.batch_size
+        seeds = torch.randint(1 << 31, (self.trainer.parts, number), generator=generator)[share]
+        rows = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]
         blurred = [
             x + BLUR * torch.stack([torch.randn(x.shape[1:], generator=row) for row in rows]).to(x.device)
             for x in (*real, *made)
@@ -149,7 +150,7 @@ class Adversary:
         for part, own, other in zip(
             outputs,
             torch.autograd.grad(loss, outputs, retain_graph=True),
-            torch.autograd.grad(wrong, outputs),
+            torch.autograd.grad(wrong, outputs, allow_unused=True, materialize_grads=True),  # some it may not see
             strict=True,
         ):
             sizes = torch.stack([own.float().square().sum(), other.float().square().sum()])
@@ -179,38 +180,21 @@ class Adversary:
 
 
 class ClipAdversary(Adversary):
-    """The adversary of a student of few steps: each clip that it predicts is judged against the one noised for it.
+    """An adversary of clips: each that is predicted is judged against the one that was noised for it.
 
     Args:
+        discriminator: Called with latents of picture and sound and the clips' classes, such as :class:`Discriminator`.
         alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
     """
 
-    def __init__(
-        self,
-        trainer: Trainer,
-        geometry: ClipGeometry,
-        num_classes: int,
-        alphas: Tensor,
-        weight: float,
-        warmup: int,
-    ) -> None:
-        super().__init__(trainer, Discriminator(geometry, num_classes), weight, warmup)
+    def __init__(self, trainer: Trainer, discriminator: nn.Module, alphas: Tensor, weight: float, warmup: int) -> None:
+        super().__init__(trainer, discriminator, weight, warmup)
         self.alphas = alphas.to(self.accelerator.device)
-
-    def clean(self, batch: ClipBatch, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """The clips that velocities of picture and sound lead to from the noised ones of ``batch``."""
-        patch = batch.audio.shape[2] // batch.t_audio.shape[1]
-        t_audio = batch.t_audio.repeat_interleave(patch, 1).unsqueeze(1)
-        out = []
-        for x, v, t in ((batch.video, video, batch.t_video), (batch.audio, audio, t_audio)):
-            alpha = self.alphas[t].reshape(*t.shape, *(1,) * (x.ndim - t.ndim))
-            out.append(alpha.sqrt() * x - (1 - alpha).sqrt() * v.float())
-        return out[0], out[1]
 
     def pairs(self, batch: ClipBatch, video: Tensor, audio: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         """Real clips and those of predicted velocities, which have what was given in common."""
-        real = self.clean(batch, batch.video_target, batch.audio_target)
-        made = self.clean(batch, video, audio)
+        real = batch.clips(self.alphas, batch.video_target, batch.audio_target)
+        made = batch.clips(self.alphas, video, audio)
         given = batch.given_video, batch.given_audio
         return real, tuple(r.where(g, m) for r, m, g in zip(real, made, given, strict=True))
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -76,6 +76,11 @@ class ClipBatch:
         """Those clips alone of which ``chosen`` (B,) is true."""
         return ClipBatch(**{k: v[chosen] if isinstance(v, Tensor) else v for k, v in vars(self).items()})
 
+    def replaced(self, chosen: Tensor, others: "ClipBatch") -> "ClipBatch":
+        """These clips, but those of which ``chosen`` (B,) is true as they are in ``others``."""
+        told = zip(vars(self).items(), vars(others).values(), strict=True)
+        return ClipBatch(**{k: v.index_put((chosen,), new) if isinstance(v, Tensor) else v for (k, v), new in told})
+
     @property
     def given_frames(self) -> Tensor:
         """Which frames are given, (B, F) bool."""
@@ -85,6 +90,59 @@ class ClipBatch:
     def given_columns(self) -> Tensor:
         """Which audio columns are given, (B, M) bool."""
         return self.given_audio.flatten(1).unflatten(1, (self.t_audio.shape[1], -1))[..., 0]
+
+    def clips(self, alphas: Tensor, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """The clips that velocities of picture and sound lead to from the noised ones.
+
+        Args:
+            alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
+        """
+        moved = zip((self.video, self.audio), (video, audio), self.shares(alphas), strict=True)
+        return tuple(alpha.sqrt() * x - (1 - alpha).sqrt() * v.float() for x, v, alpha in moved)
+
+    def shares(self, alphas: Tensor) -> tuple[Tensor, Tensor]:
+        """Cumulative share of signal of each frame, (B, F, 1, 1, 1), and of each step of the sound, (B, 1, T, 1)."""
+        patch = self.audio.shape[2] // self.t_audio.shape[1]
+        t_audio = self.t_audio.repeat_interleave(patch, 1)
+        return alphas[self.t_video][..., None, None, None], alphas[t_audio][:, None, :, None]
+
+    def stepped(
+        self, alphas: Tensor, video: Tensor, audio: Tensor, ends: Tensor, eta: float, noise: tuple[Tensor, Tensor]
+    ) -> "ClipBatch":
+        """These clips after one step of DDIM by predicted velocities, to be led to the same ends as before.
+
+        Args:
+            alphas: As for :meth:`clips`.
+            ends: Timesteps (B,) to step to. A clip stays where something that is not given has less noise already.
+            eta: New noise that the step adds, as the pipeline's.
+            noise: That noise of picture and sound.
+        """
+        ends, given = ends.unsqueeze(1), (self.given_frames, self.given_columns)
+        pairs = list(zip((self.t_video, self.t_audio), given, strict=True))
+        moves = torch.stack([(part | (ends < t)).all(1) for t, part in pairs]).all(0).unsqueeze(1)
+        times = [ends.where(moves & ~part, t) for t, part in pairs]
+        after = replace(self, t_video=times[0], t_audio=times[1])
+        real = self.clips(alphas, self.video_target, self.audio_target)
+        made = self.clips(alphas, video, audio)
+        out = []
+        for x, clean, wanted, target, fresh, old, new in zip(
+            (self.video, self.audio),
+            made,
+            real,
+            (self.video_target, self.audio_target),
+            noise,
+            self.shares(alphas),
+            after.shares(alphas),
+            strict=True,
+        ):
+            found = (x - old.sqrt() * clean) / (1 - old).sqrt()
+            deviation = eta * ((1 - new) / (1 - old) * (1 - old / new).clamp(min=0)).sqrt()
+            state = new.sqrt() * clean + (1 - new - deviation**2).clamp(min=0).sqrt() * found + deviation * fresh
+            stays = (new == old).expand_as(x)
+            state = x.where(stays, state)
+            out.append((state, target.where(stays, (new.sqrt() * state - wanted) / (1 - new).sqrt())))
+        (video, video_target), (audio, audio_target) = out
+        return replace(after, video=video, audio=audio, video_target=video_target, audio_target=audio_target)
 
     def video_error(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of the frames that were noised, its cells weighted, and of how it changes between them."""

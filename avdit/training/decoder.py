@@ -33,6 +33,7 @@ from avdit.training.adversary import Adversary
 from avdit.training.codecs import DEFAULTS as CODECS
 from avdit.training.codecs import picture_error
 from avdit.training.data import my_share, rendered_clips
+from avdit.training.pictures import FeatureDiscriminator, Shown, scaled
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, processes, trainer_config
 
@@ -59,51 +60,6 @@ DEFAULTS: dict[str, Any] = {
 ADVERSARY_WARMUP = 200  # steps in which its weight rises
 LEAST_NOISE = 0.15  # share of the schedule from which on it pays to remake a clip
 BATCH = 8  # clips that are remade at once
-FEATURE_WIDTHS = 16, 24, 40, 112  # channels of the features that the discriminator is shown
-HIDDEN = 64  # channels of its layers
-
-
-class FeatureDiscriminator(nn.Module):
-    """Verdicts on pictures by their ImageNet features, of every place at four scales.
-
-    What stands on features that are learned already knows in a few hundred steps what takes one of its own thousands
-    (Sauer et al. 2021, arXiv 2111.01007).
-    """
-
-    def __init__(self, widths: tuple[int, ...] = FEATURE_WIDTHS, hidden: int = HIDDEN) -> None:
-        super().__init__()
-        self.heads = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(width, hidden, 3, 2 if i < 2 else 1, 1),
-                nn.SiLU(),
-                nn.Conv2d(hidden, hidden, 1),
-                nn.SiLU(),
-                nn.Conv2d(hidden, 1, 1),
-            )
-            for i, width in enumerate(widths)  # the two finest maps have more places than it takes
-        )
-        self.to(memory_format=torch.channels_last)
-
-    def forward(self, *maps: Tensor) -> list[Tensor]:
-        """Feature maps (N, C, h, w), as :func:`scaled` gives them, to verdicts (N, places), high for rendered ones."""
-        return [head(m).flatten(1).float() for head, m in zip(self.heads, maps, strict=True)]
-
-
-def scaled(maps: list[Tensor]) -> tuple[Tensor, ...]:
-    """Feature maps with all places' features scaled to a mean square of 1."""
-    return tuple(m * torch.rsqrt(m.square().mean(1, keepdim=True) + 1e-6) for m in maps)
-
-
-class Shown(nn.Module):
-    """A codec as what shows normalised latents."""
-
-    def __init__(self, codec: VideoCodec) -> None:
-        super().__init__()
-        self.codec = codec
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """Latents (N, C, h, w) to pictures (N, 3, H, W), not clamped."""
-        return self.codec.reconstruct(self.codec.denormalise(latents))
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ DEFAULTS: dict[str, Any] = {
     "dance-foley": {},
     # What is rare in a clip, and what moves in it, counts for more.
     "landscape": {**RARE, "tasks": {"joint": 0.4, "v2a": 0.2, "a2v": 0.1, "image": 0.1, "continuation": 0.2}},
-    "dance": {**DANCERS, **FROM_FIRST_FRAME},
+    "dance": {**DANCERS, **FROM_FIRST_FRAME, "adversarial_weight": 0.7, "own_states": 0.5},
     "landscape-turbo": {"steps": 8, "early_substeps": 2, "eta": 0.85, **RARE, **GOES_ON},
     "dance-turbo": {"steps": 6, "early_substeps": 2, "adversarial_weight": 0.4, **DANCERS, **FROM_FIRST_FRAME},
     "decoder": {"clips": 27},

@@ -28,7 +28,7 @@ from avdit.packs import Pack
 from avdit.pipeline import GIVEN_GUIDANCE, GUIDANCE_END
 from avdit.training.adapters import DEFAULTS as ADAPTERS
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
-from avdit.training.adversary import ClipAdversary
+from avdit.training.adversary import ClipAdversary, Discriminator
 from avdit.training.batches import ClipBatch, ClipBatches
 from avdit.training.data import TrainingData, held_out_data, training_data
 from avdit.training.diffusion import Diffusion
@@ -259,8 +259,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     if config["adversarial_weight"]:
         trainer.beside = ClipAdversary(
             trainer,
-            geometry,
-            len(data.classes),
+            Discriminator(geometry, len(data.classes)),
             scheduler.alphas_cumprod,
             config["adversarial_weight"],
             ADVERSARY_WARMUP,
