@@ -199,7 +199,7 @@ def own_states(
 
     While sampling a model goes on from what it made itself, with errors that no noised clip has. Here it learns to lead
     back from them (scheduled sampling, Bengio et al. 2015, arXiv 1506.03099; for diffusion Li et al. 2023, arXiv
-    2305.15583): where a clip went to is to be led to that clip. Guidance ends before, so that none is needed.
+    2305.15583): where a clip went to is to be led to that clip. The step is not guided, as few of the sampler's are there.
 
     Args:
         alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
@@ -226,6 +226,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     """Train the adapters and save the whole pipeline in ``out``/pipeline, the adapters alone in ``out``/pack.
 
     A dry run says what that would cost and writes nothing.
+
+    Raises:
+        ValueError: for settings, data or a model to start from that cannot be used.
     """
     config = {**DEFAULTS, **config}
     config, classes, scheduler = from_pipeline(config)
