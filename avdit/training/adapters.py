@@ -199,7 +199,7 @@ def own_states(
 
     While sampling a model goes on from what it made itself, with errors that no noised clip has. Here it learns to lead
     back from them (scheduled sampling, Bengio et al. 2015, arXiv 1506.03099; for diffusion Li et al. 2023, arXiv
-    2305.15583): where a clip went to is to be led to that clip. The step is not guided, as few of the sampler's are there.
+    2305.15583): where a clip went to is to be led to that clip. The step is not guided, as few are there.
 
     Args:
         alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
