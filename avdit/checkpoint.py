@@ -13,7 +13,7 @@ from avdit.geometry import ClipGeometry
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "avdit-xs"
 PACK_FILE = "adapters.safetensors"
-PACK_FACTS = "classes", "steps", "factorized", "compact", "eta"  # in the metadata of that file, as JSON
+PACK_FACTS = "classes", "steps", "factorized", "compact", "eta", "image_steps"  # in the metadata of that file, as JSON
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,19 @@ from avdit.machine import fast_dtype, fast_precision
 from avdit.models.avdit import AVDiT
 from avdit.pipeline import AVDiTPipeline
 
-STAGES = ("codecs", "vocoder", "backbone", "images", "foley", "adapters", "turbo", "decoder", "judges", "recipe")
+STAGES = (
+    "codecs",
+    "vocoder",
+    "backbone",
+    "images",
+    "frames",
+    "foley",
+    "adapters",
+    "turbo",
+    "decoder",
+    "judges",
+    "recipe",
+)
 
 
 class Parser(argparse.ArgumentParser):

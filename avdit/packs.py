@@ -26,8 +26,9 @@ class Pack:
 
     ``steps`` is given for turbo adapters: those that so many steps were distilled into, guidance with them. ``eta`` is
     the new noise that each of these steps adds (see :class:`AVDiTPipeline`).
-    ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`). ``compact`` ones
-    are kept in files as 8-bit differences from other adapters of their classes, in half the size of 16-bit weights.
+    ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`), in ``image_steps``
+    without guidance where its updates were taught that (training/frames.py). ``compact`` ones are kept in files as
+    8-bit differences from other adapters of their classes, in half the size of 16-bit weights.
     """
 
     classes: list[str]
@@ -36,6 +37,7 @@ class Pack:
     factorized: bool = False
     compact: bool = False
     eta: float = 0.0
+    image_steps: int | None = None
 
     def save(self, folder: Path, base: State | None = None) -> None:
         """Write ``adapters.safetensors`` into ``folder``.
@@ -145,10 +147,10 @@ def is_turbo(path: Path) -> bool:
 class PackMixin:
     """What a pipeline does with its packs: they take turns on the one backbone, and a class chooses its pack."""
 
-    def set_first_pack(self, name: str, classes: list[str], factorized: bool) -> None:
+    def set_first_pack(self, name: str, classes: list[str], factorized: bool, image_steps: int | None) -> None:
         """Name the pack whose adapters the model was made with."""
         # Of the one in use the weights are in the model.
-        self._packs = {name: Pack(classes, {}, factorized=factorized)}
+        self._packs = {name: Pack(classes, {}, factorized=factorized, image_steps=image_steps)}
         self._pack = name
 
     @classmethod
@@ -190,6 +192,11 @@ class PackMixin:
     def factorized(self) -> bool:
         """Whether the adapters in use make the first frame alone and all else from it."""
         return self._packs[self._pack].factorized
+
+    @property
+    def image_steps(self) -> int | None:
+        """Steps without guidance in which the adapters in use make the first frame; None: many, guided."""
+        return self._packs[self._pack].image_steps
 
     def adapters_of(self, classes: list[str]) -> State:
         """The adapters of the pack of ``classes``, turbo ones apart.

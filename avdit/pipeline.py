@@ -40,7 +40,8 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
 
     Args:
         factorized: Whether the adapters that the model was made with are for clips whose first frame is made alone.
-            Further packs say so themselves.
+            Further packs say so themselves, and so with:
+        image_steps: Steps without guidance that were distilled into its updates for images; None: none were.
 
     Example:
         >>> pipe = AVDiTPipeline.from_pretrained("checkpoints/avdit-xs")
@@ -61,14 +62,15 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         classes: list[str] | None = None,
         pack: str = "own",
         factorized: bool = False,
+        image_steps: int | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
             transformer=transformer, video_codec=video_codec, audio_codec=audio_codec, scheduler=scheduler
         )
         classes = list(classes or [str(i) for i in range(transformer.config.num_classes)])
-        self.register_to_config(classes=classes, pack=pack, factorized=factorized)
-        self.set_first_pack(pack, classes, factorized)
+        self.register_to_config(classes=classes, pack=pack, factorized=factorized, image_steps=image_steps)
+        self.set_first_pack(pack, classes, factorized, image_steps)
         self._folded: tuple[list, FoldedAVDiT] | None = None  # the weights that it was made from, and it
 
     @property

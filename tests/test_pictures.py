@@ -9,7 +9,7 @@ from torch import nn
 from avdit.models.schedule import xs_scheduler
 from avdit.training import adapters
 from avdit.training.adapters import own_states
-from avdit.training.pictures import JUDGED, PAIRS, PictureAdversary
+from avdit.training.pictures import FEATURE_WIDTHS, JUDGED, PAIRS, FeatureDiscriminator, PictureAdversary
 from avdit.training.trainer import Trainer, TrainerConfig
 
 ALPHAS = xs_scheduler().alphas_cumprod
@@ -68,13 +68,35 @@ def picture_adversary(out, codec, weight=0.5, perceptual=0.5, batch_size=4):
 
 
 def test_the_clips_with_the_least_noise_are_shown(tmp_path, tiny_pipeline):
-    batch, *_ = noised(4)
-    batch.t_video = batch.t_video.where(batch.given_frames, torch.tensor([[900], [300], [800], [100]]))
-    clips, frames = picture_adversary(tmp_path, tiny_pipeline.video_codec).chosen(batch, torch.Generator())
-    assert sorted(clips.tolist()) == [1] * PAIRS + [3] * PAIRS and len(clips) == 4 * JUDGED * PAIRS
+    batch, *_ = noised(6)
+    batch.given_video = batch.given_video | (torch.arange(6) >= 4).view(6, 1, 1, 1, 1)  # two are given as a whole
+    times = torch.tensor([[900], [300], [800], [100], [0], [0]])
+    batch.t_video = batch.t_video.where(batch.given_frames, times)
+    clips, frames = picture_adversary(tmp_path, tiny_pipeline.video_codec, batch_size=6).chosen(
+        batch, torch.Generator()
+    )
+    assert sorted(clips.tolist()) == [1] * PAIRS + [2] * PAIRS + [3] * PAIRS and len(clips) == 6 * JUDGED * PAIRS
     assert (frames[:, 1] == frames[:, 0] + 1).all() and frames.max() < GEOMETRY.frames
-    for clip in (1, 3):
+    for clip in (1, 2, 3):
         assert len(frames[clips == clip, 0].unique()) == PAIRS
+
+
+def test_a_class_in_the_wrong_clothes_is_known():
+    """Pictures of both sides are alike, but for which class they are said to be of."""
+    torch.manual_seed(0)
+    judge = FeatureDiscriminator(num_classes=2)
+    optimiser = torch.optim.AdamW(judge.parameters(), 5e-3, betas=(0.0, 0.99))
+    looks = [torch.randn(2, width, 1, 1) for width in FEATURE_WIDTHS]
+    for step in range(60):
+        labels = torch.randint(2, (8,), generator=torch.Generator().manual_seed(step))
+        maps, others = ([look[seen].expand(-1, -1, 8, 8) for look in looks] for seen in (labels, 1 - labels))
+        better = torch.stack(
+            [(r - m).mean() for r, m in zip(judge(*maps, labels), judge(*others, labels), strict=True)]
+        )
+        optimiser.zero_grad()
+        nn.functional.softplus(-better).mean().backward()
+        optimiser.step()
+    assert (better > 0.5).all()
 
 
 @pytest.mark.parametrize(("weight", "perceptual"), [(0.5, 0.0), (0.0, 10.0)])

@@ -105,7 +105,7 @@ def from_pipeline(config: dict) -> tuple[dict, list[str] | None, DDIMScheduler]:
         ValueError: where ``pipeline`` is no pipeline folder.
     """
     if not config.get("pipeline"):
-        return {**config, "factorized": bool(config["factorized"])}, None, xs_scheduler()
+        return {**config, "factorized": bool(config["factorized"]), "image_steps": None}, None, xs_scheduler()
     folder = Path(config["pipeline"])
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"pipeline {folder} is not a pipeline folder: it has no model_index.json")
@@ -113,7 +113,13 @@ def from_pipeline(config: dict) -> tuple[dict, list[str] | None, DDIMScheduler]:
     factorized = told.get("factorized", False) if config["factorized"] is None else config["factorized"]
     start = config.get("start") or folder / "transformer"
     config = {**config, "codecs": folder, "start": start, "factorized": factorized}
+    config["image_steps"] = told.get("image_steps")
     return config, told["classes"], DDIMScheduler.from_pretrained(folder / "scheduler")
+
+
+def first_frames(config: dict) -> dict[str, Any]:
+    """How clips are made from their first frame on, and that one, as pipelines and packs are told."""
+    return {name: config[name] for name in ("factorized", "image_steps")}
 
 
 def save_pipeline(pipe: AVDiTPipeline, out: Path) -> None:
@@ -168,14 +174,14 @@ def geometry_of(config: dict) -> ClipGeometry:
 
 
 def sample_sheet(
-    model: AVDiT, data: TrainingData, scheduler: DDIMScheduler, factorized: bool, path: Path, **sampling: Any
+    model: AVDiT, data: TrainingData, scheduler: DDIMScheduler, config: dict, path: Path, **sampling: Any
 ) -> None:
     """Write one clip of every class as a PNG of its frames, and another of its sound's log-mel.
 
     ``sampling`` are settings of the pipeline's call that differ from its defaults.
     """
     model.eval()
-    pipe = AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, data.classes, factorized=factorized)
+    pipe = AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, data.classes, **first_frames(config))
     pipe.set_progress_bar_config(disable=True)
     number = max(1, 10_000 // model.clip.video_tokens)  # clips at once: memory is bounded at any size
     made = []
@@ -282,7 +288,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return {**told, **trainer.beside(batch, video_out, audio_out, total, generator, step)}
 
     def sheet(path: Path) -> None:
-        sample_sheet(model, data, scheduler, config["factorized"], path)
+        sample_sheet(model, data, scheduler, config, path)
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked, unused=len(modalities) < 2)
@@ -309,7 +315,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return {"data": data.told, **trainer.dry_run()}
     trainer.run(resume)
     if trainer.accelerator.is_main_process:
-        told = {"classes": data.classes, "pack": config["pack"], "factorized": config["factorized"]}
+        told = {"classes": data.classes, "pack": config["pack"], **first_frames(config)}
         save_pipeline(AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, **told), out)
-        Pack(data.classes, model.adapter_state_dict(), factorized=config["factorized"]).save(Path(out) / "pack")
+        Pack(data.classes, model.adapter_state_dict(), **first_frames(config)).save(Path(out) / "pack")
     return None

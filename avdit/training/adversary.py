@@ -60,9 +60,13 @@ class Discriminator(nn.Module):
         for i, (head, place, table) in enumerate(zip(self.heads, self.places, self.classes, strict=True)):
             x = self.stages[i - 1](x) if i else x
             seen = head(x)
-            lean = (seen * table(labels)[..., None, None, None]).sum(1) / seen.shape[1] ** 0.5
-            found.append((place(seen)[:, 0] + lean).flatten(1).float())
+            found.append((place(seen)[:, 0] + by_class(seen, table(labels))).flatten(1).float())
         return found
+
+
+def by_class(seen: Tensor, classes: Tensor) -> Tensor:
+    """What classes (B, C) add to the verdicts on features (B, C, ...) of every place, (B, ...)."""
+    return (seen * classes.view(*classes.shape, *(1,) * (seen.ndim - 2))).sum(1) / seen.shape[1] ** 0.5
 
 
 class Adversary:
@@ -128,11 +132,13 @@ class Adversary:
         loss: Tensor,
         generator: torch.Generator,
         step: int,
+        measure: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Let the discriminator learn, then say what it makes of ``loss``.
 
         Args:
             outputs: From which alone ``loss`` and ``made`` were computed; their gradient is what is added to.
+            measure: Another loss of these, of whose gradient the adversary's is a share; none: of that of ``loss``.
 
         Returns:
             ``loss``, whose gradient now has the adversary's beside its own, and ``told``, the share of places at which
@@ -146,14 +152,12 @@ class Adversary:
         wrong = sum(F.softplus(k - j).mean() for k, j in zip(known, found, strict=True))
         weight = self.weight * min(1.0, step / max(self.warmup, 1))
         # What both make of the outputs is all that the model behind them needs to know.
+        owns = torch.autograd.grad(loss, outputs, retain_graph=True)
+        measured = owns if measure is None else torch.autograd.grad(measure, outputs)
+        pushes = torch.autograd.grad(wrong, outputs, allow_unused=True, materialize_grads=True)  # some it may not see
         pulls = []
-        for part, own, other in zip(
-            outputs,
-            torch.autograd.grad(loss, outputs, retain_graph=True),
-            torch.autograd.grad(wrong, outputs, allow_unused=True, materialize_grads=True),  # some it may not see
-            strict=True,
-        ):
-            sizes = torch.stack([own.float().square().sum(), other.float().square().sum()])
+        for part, own, ruler, other in zip(outputs, owns, measured, pushes, strict=True):
+            sizes = torch.stack([ruler.float().square().sum(), other.float().square().sum()])
             size, pushed = self.accelerator.reduce(sizes, "sum").sqrt()  # of the rows of all processes
             scale = weight * size / pushed.clamp(min=1e-12)
             pulls.append((part * (own + scale * other)).sum())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avdit.models.features import ImageFeatures, feature_distance
 from avdit.models.video_codec import VideoCodec
-from avdit.training.adversary import ClipAdversary
+from avdit.training.adversary import ClipAdversary, by_class
 from avdit.training.batches import ClipBatch
 from avdit.training.trainer import Trainer
 
@@ -25,25 +25,47 @@ class FeatureDiscriminator(nn.Module):
 
     What stands on features that are learned already knows in a few hundred steps what takes one of its own thousands
     (Sauer et al. 2021, arXiv 2111.01007).
+
+    Args:
+        num_classes: Classes that verdicts lean on, with one more that stands for none; 0: they are not told.
+        halved: Of how many maps, the first ones, every second place each way is judged: fine ones have enough.
     """
 
-    def __init__(self, widths: tuple[int, ...] = FEATURE_WIDTHS, hidden: int = HIDDEN) -> None:
+    def __init__(
+        self, widths: tuple[int, ...] = FEATURE_WIDTHS, hidden: int = HIDDEN, num_classes: int = 0, halved: int = 2
+    ) -> None:
         super().__init__()
         self.heads = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(width, hidden, 3, 2 if i < 2 else 1, 1),
+                nn.Conv2d(width, hidden, 3, 2 if i < halved else 1, 1),
                 nn.SiLU(),
                 nn.Conv2d(hidden, hidden, 1),
                 nn.SiLU(),
-                nn.Conv2d(hidden, 1, 1),
             )
-            for i, width in enumerate(widths)  # the two finest maps have more places than it takes
+            for i, width in enumerate(widths)
         )
+        self.places = nn.ModuleList(nn.Conv2d(hidden, 1, 1) for _ in widths)
+        self.classes = nn.ModuleList(nn.Embedding(num_classes + 1, hidden) for _ in widths) if num_classes else None
+        for table in self.classes or ():
+            nn.init.zeros_(table.weight)
         self.to(memory_format=torch.channels_last)
 
-    def forward(self, *maps: Tensor) -> list[Tensor]:
-        """Feature maps (N, C, h, w), such as :func:`scaled` gives, to verdicts (N, places), high for rendered ones."""
-        return [head(m).flatten(1).float() for head, m in zip(self.heads, maps, strict=True)]
+    def forward(self, *given: Tensor) -> list[Tensor]:
+        """Verdicts (N, places) at every scale, high for rendered pictures.
+
+        Args:
+            given: Feature maps (N, C, h, w), such as :func:`scaled` gives, and behind them labels (N,) where it knows
+                classes.
+        """
+        maps, labels = given[: len(self.heads)], given[len(self.heads) :]
+        found = []
+        for i, (head, place, m) in enumerate(zip(self.heads, self.places, maps, strict=True)):
+            seen = head(m)
+            verdict = place(seen)[:, 0]
+            if self.classes is not None:
+                verdict = verdict + by_class(seen, self.classes[i](*labels))
+            found.append(verdict.flatten(1).float())
+        return found
 
 
 def scaled(maps: list[Tensor]) -> tuple[Tensor, ...]:
@@ -85,9 +107,10 @@ class PictureAdversary(ClipAdversary):
     def chosen(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Clips and frames (n, 2): the first and the second frame of every pair."""
         trainer = self.trainer
-        most = batch.t_video.masked_fill(batch.given_frames, 0).amax(1)
-        number = max(1, round(JUDGED * len(most)))
-        clips = most.argsort()[:number].repeat_interleave(PAIRS)
+        order = batch.t_video.masked_fill(batch.given_frames, 0).amax(1)
+        order = order.masked_fill(batch.given_frames.all(1), order.max() + 1)  # of these there is nothing to judge
+        number = max(1, round(JUDGED * len(order)))
+        clips = order.argsort()[:number].repeat_interleave(PAIRS)
         drawn = torch.rand(trainer.global_batch, batch.t_video.shape[1] - 1, generator=generator)
         first = trainer.here(drawn).argsort(1)[:number, :PAIRS].flatten()
         return clips, torch.stack([first, first + 1], 1)

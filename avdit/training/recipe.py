@@ -24,7 +24,7 @@ from avdit.models.dit import DiT
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
-from avdit.training import adapters, backbone, codecs, decoder, foley, images, turbo
+from avdit.training import adapters, backbone, codecs, decoder, foley, frames, images, turbo
 from avdit.training.trainer import processes
 
 FROM_FIRST_FRAME = {  # as dance is made
@@ -41,6 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "backbone": {},
     # Of the pack whose first frames are made alone: what its images have beyond the backbone's.
     "dance-images": {"class_table": False, "class_dropout": 0.1, "train": {"learning_rate": 1e-3, "optimiser": "muon"}},
+    "dance-frames": {},  # in few steps, none of which blends two poses
     # What the sound may be, told from the picture: steps and splashes; the beat.
     "landscape-foley": {"train": {"steps": 1800}},
     "dance-foley": {},
@@ -98,7 +99,11 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     for name in PACKS:
         base = out / name / "start"
         moved_base(pipe, name, DiT.from_pretrained(trained), out / "codecs", base)
-        for part, trained_by, setting in (("images", images.run, "image_rank"), ("foley", foley.run, "foley_width")):
+        for part, trained_by, setting in (
+            ("images", images.run, "image_rank"),
+            ("frames", frames.run, "image_rank"),
+            ("foley", foley.run, "foley_width"),
+        ):
             size = pipe.transformer.config[setting]
             if size and f"{name}-{part}" in stages:
                 given = {"pipeline": str(base), "pack": name, setting: size}
@@ -138,7 +143,9 @@ def moved_base(pipe: AVDiTPipeline, name: str, trained: DiT, codecs: Path, out: 
     model.backbone.load_state_dict(trained.state_dict())
     video = VideoCodec.from_pretrained(codecs / "video_codec")
     audio = AudioCodec.from_pretrained(codecs / "audio_codec")
-    AVDiTPipeline(model, video, audio, pipe.scheduler, list(PACKS[name]), name, pipe.factorized).save_pretrained(out)
+    AVDiTPipeline(
+        model, video, audio, pipe.scheduler, list(PACKS[name]), name, pipe.factorized, pipe.image_steps
+    ).save_pretrained(out)
 
 
 def with_offset(pipe: AVDiTPipeline, first: dict[str, dict[str, Tensor]], new: Pack) -> Pack:
@@ -156,4 +163,4 @@ def with_offset(pipe: AVDiTPipeline, first: dict[str, dict[str, Tensor]], new: P
     # Of another pack's some may have other sizes.
     fits = {key for key, value in added.items() if key in new.state and value.shape == new.state[key].shape}
     state = {key: value.float() + (added[key] if key in fits else 0) for key, value in new.state.items()}
-    return Pack(new.classes, state, pipe.turbo_steps(PACKS[source][0]), new.factorized)
+    return replace(new, state=state, steps=pipe.turbo_steps(PACKS[source][0]))

@@ -27,7 +27,7 @@ from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.packs import Pack
 from avdit.pipeline import GIVEN_GUIDANCE, GUIDANCE_END
 from avdit.training.adapters import DEFAULTS as ADAPTERS
-from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
+from avdit.training.adapters import first_frames, from_pipeline, geometry_of, sample_sheet
 from avdit.training.adversary import ClipAdversary, Discriminator
 from avdit.training.batches import ClipBatch, ClipBatches
 from avdit.training.data import TrainingData, held_out_data, training_data
@@ -252,7 +252,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     def sheet(path: Path) -> None:
         unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "eta": config["eta"]}
-        sample_sheet(model, data, scheduler, config["factorized"], path, num_inference_steps=steps, **unguided)
+        sample_sheet(model, data, scheduler, config, path, num_inference_steps=steps, **unguided)
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
@@ -300,5 +300,5 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer.run(resume)
     if trainer.accelerator.is_main_process:
         state = {name: value.to(torch.bfloat16) for name, value in model.adapter_state_dict().items()}
-        Pack(data.classes, state, steps, config["factorized"], eta=config["eta"]).save(Path(out) / "pack")
+        Pack(data.classes, state, steps, eta=config["eta"], **first_frames(config)).save(Path(out) / "pack")
     return None

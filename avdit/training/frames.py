@@ -1,0 +1,136 @@
+"""First frames in few steps without guidance, learned beside an adversary: what a pack's updates for images make.
+
+    python -m avdit train frames --config frames.json --out runs/frames   # {"pipeline": DIR, "pack": "dance"}
+
+Where the first frame of a clip is made alone, all that follows has its faults: a third arm stays. Here an adversary
+(noised.py) says what each of a few steps may lead to. The updates for images alone train. The less noise there is, the
+more are they held to what they predicted before.
+"""
+
+import copy
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avdit.generate import between, whole
+from avdit.pipeline import AVDiTPipeline
+from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
+from avdit.training.data import TrainingData, training_data
+from avdit.training.images import Images
+from avdit.training.noised import NoisedAdversary
+from avdit.training.sheets import image_grid, save_png
+from avdit.training.trainer import Trainer, trainer_config
+
+DEFAULTS = {
+    "pipeline": "runs/adapters/pipeline",  # pipeline folder of one pack
+    "pack": "landscape",
+    "clips": 160,  # rendered clips a class
+    "factorized": None,  # as the pipeline
+    "image_rank": 0,  # of the updates for images; 0: as the pipeline
+    "steps": 8,
+    "adversarial_weight": 0.5,  # as a share of the velocity's own size
+    "class_repeats": {},
+    "train": {
+        "steps": 4000,
+        "batch_size": 32,
+        "learning_rate": 1e-3,
+        "optimiser": "muon",
+        "weight_decay": 0.0,
+        "ema_decay": 0.99,
+        "warmup_steps": 20,
+        "sample_every": 200,
+    },
+}
+ADVERSARY_WARMUP = 30  # steps in which its weight rises
+
+
+def drawn_frames(data: TrainingData, trainer: Trainer, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """This process's frames (N, C, h, w) of clips of ``data``, and their classes (N,)."""
+    number, device = trainer.global_batch, trainer.accelerator.device
+    items = trainer.mine(torch.randint(len(data.shards), (number,), generator=generator))
+    frames = trainer.here(torch.randint(data.geometry.frames, (number,), generator=generator))
+    clips = data.shards.get("video", items).to(device).float()
+    labels = data.labels(items, torch.zeros(len(items), dtype=torch.bool))
+    return clips[torch.arange(len(clips), device=device), frames], labels.to(device)
+
+
+def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
+    """Train what a pipeline's pack makes first frames with, and save that pipeline with it in ``out``/pipeline.
+
+    A dry run says what that would cost and writes nothing.
+
+    Raises:
+        ValueError: where nothing would train, the pipeline has updates of another rank, or a number is out of range.
+    """
+    config = {**DEFAULTS, **config}
+    whole(config["steps"], "steps", 1, 1000)
+    between(config["adversarial_weight"], "adversarial_weight", 0, 10)
+    config, classes, scheduler = from_pipeline(config)
+    settings = trainer_config({**DEFAULTS["train"], **config["train"]})
+    torch.manual_seed(settings.seed)
+    pipe = AVDiTPipeline.from_pretrained(config["pipeline"])
+    known, rank = pipe.transformer.config.image_rank, config["image_rank"]
+    if rank and known and rank != known:
+        raise ValueError(f"image_rank {rank} differs from the pipeline's, which is {known}")
+    if not (known or rank):
+        raise ValueError("the pipeline has no updates for images: give image_rank")
+    if not known:
+        pipe.register_modules(transformer=pipe.transformer.with_parts(image_rank=rank))
+    data = training_data(config, out, geometry_of(config), classes, dry_run).repeated(config["class_repeats"])
+    model = Images(pipe.transformer.requires_grad_(False))
+    begun = copy.deepcopy(model)
+    model.model.image_parts().requires_grad_(True)
+    scheduler.set_timesteps(config["steps"])
+    times = scheduler.timesteps.tolist()
+    pipe.register_modules(video_codec=data.video_codec)
+    pipe.set_first_pack(pipe.config.pack, data.classes, pipe.factorized, config["steps"])
+    pipe.register_to_config(image_steps=config["steps"])
+
+    def led_to(module: nn.Module, state: Tensor, time: int, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity at ``state`` (N, C, h, w) and the images that it leads to."""
+        velocity = module(state, torch.full_like(labels, time), labels).float()
+        alpha = alphas[time]
+        return velocity, alpha.sqrt() * state - (1 - alpha).sqrt() * velocity
+
+    def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        real, labels = drawn_frames(data, trainer, generator)
+        place = int(torch.randint(config["steps"], (), generator=generator))
+        rows = trainer.draws()
+
+        def noise() -> Tensor:
+            return torch.cat([torch.randn(n, *real.shape[1:], generator=g, device=g.device) for g, n in rows]).to(real)
+
+        with trainer.accelerator.autocast():
+            state = noise()
+            with torch.no_grad():
+                for now, then in pairwise(times[: place + 1]):
+                    made = led_to(trainer.raw, state, now, labels)[1]
+                    state = alphas[then].sqrt() * made + (1 - alphas[then]).sqrt() * noise()
+                held, _ = led_to(begun, state, times[place], labels)
+            velocity, made = led_to(module, state, times[place], labels)
+        kept = alphas[times[place]] * (velocity - held).square().mean()
+        end = [*times, 0][place + 1]
+        told = trainer.beside(velocity, real, made, labels, end, kept, generator, step)
+        return {**told, "kept": kept.detach()}
+
+    def sheet(path: Path) -> None:
+        model.eval()
+        classes = torch.arange(len(data.classes), device=alphas.device).repeat(4)
+        latents = pipe.first_frame(classes, torch.Generator().manual_seed(0))
+        save_png(image_grid(pipe.video_codec.decode(latents)[:, 0] / 2 + 0.5, len(data.classes)), path)
+        model.train()
+
+    trainer = Trainer(model, loss, settings, out, sheet)
+    alphas = scheduler.alphas_cumprod.to(trainer.accelerator.device)
+    trainer.beside = NoisedAdversary(
+        trainer, begun.model.backbone, len(data.classes), alphas, config["adversarial_weight"], ADVERSARY_WARMUP
+    )
+    if dry_run:
+        return {"data": data.told, **trainer.dry_run()}
+    trainer.run(resume)
+    if trainer.accelerator.is_main_process:
+        save_pipeline(pipe, out)
+    return None

@@ -1,0 +1,103 @@
+"""First frames in few steps: how they are sampled, what trains for them, and that packs keep how many they take."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from avdit.pipeline import AVDiTPipeline
+from avdit.training import frames
+
+TRAIN = {"steps": 2, "batch_size": 4, "sample_every": 0, "warmup_steps": 1, "mixed_precision": "no"}
+
+
+@pytest.fixture
+def one_pack(tiny_pipeline, tmp_path):
+    """A folder with a pipeline whose first frames are made alone."""
+    tiny_pipeline.save_pretrained(tmp_path / "one")
+    pipe = AVDiTPipeline.from_pretrained(tmp_path / "one")
+    model = pipe.transformer.with_parts(image_rank=0) if pipe.transformer.config.image_rank else pipe.transformer
+    parts = model, pipe.video_codec, pipe.audio_codec, pipe.scheduler
+    AVDiTPipeline(*parts, pipe.classes, "own", factorized=True).save_pretrained(tmp_path / "alone")
+    return tmp_path / "alone"
+
+
+def config(folder, tmp_path, **changes):
+    return {"pipeline": str(folder), "clips": 1, "cache": str(tmp_path / "cache"), "image_rank": 4, **changes}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 8])
+def test_a_model_that_knows_its_image_is_led_to_it_in_any_number_of_steps(tiny_pipeline, steps, monkeypatch):
+    wanted = torch.randn(1, 1, *tiny_pipeline.geometry.video_latent_shape, generator=torch.Generator().manual_seed(5))
+    alphas, seen = tiny_pipeline.scheduler.alphas_cumprod, []
+
+    def knowing(video, audio, t_video, t_audio, labels, joint, temporal):
+        alpha = alphas[t_video[0, 0]]
+        seen.append((int(t_video[0, 0]), ((video - alpha.sqrt() * wanted) / (1 - alpha).sqrt()).std().item()))
+        return (alpha.sqrt() * video - wanted) / (1 - alpha).sqrt(), None
+
+    pack = tiny_pipeline._packs["own"]
+    monkeypatch.setitem(tiny_pipeline._packs, "own", replace(pack, image_steps=steps))
+    monkeypatch.setattr(tiny_pipeline, "denoiser", lambda: knowing)
+    made = tiny_pipeline.first_frame(torch.tensor([3]), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(made, wanted, atol=1e-3, rtol=1e-3)
+    assert len(seen) == steps and [t for t, _ in seen] == sorted({t for t, _ in seen}, reverse=True)
+    assert all(noise == pytest.approx(1, abs=0.05) for _, noise in seen)  # as much of it as the model is told
+
+
+def test_updates_for_images_alone_train_and_the_pipeline_keeps_its_steps(one_pack, tmp_path):
+    before = AVDiTPipeline.from_pretrained(one_pack).transformer.state_dict()
+    frames.run(config(one_pack, tmp_path, steps=3, train=TRAIN), tmp_path / "out")
+    pipe = AVDiTPipeline.from_pretrained(tmp_path / "out" / "pipeline")
+    assert (pipe.factorized, pipe.image_steps) == (True, 3)
+    after = pipe.transformer.state_dict()
+    assert all(torch.equal(after[name], value.bfloat16().float()) for name, value in before.items())
+    new = after.keys() - before.keys()
+    assert new and all(".image_" in name and after[name].any() for name in new)
+
+    pipe.set_progress_bar_config(disable=True)
+    made = [pipe("thunder", 2, generator=torch.Generator().manual_seed(1), output_type="latent") for _ in range(2)]
+    assert torch.equal(made[0].frames, made[1].frames)
+    alone = pipe.first_frame(torch.tensor([5]), torch.Generator().manual_seed(1))
+    assert alone.isfinite().all() and alone.shape[:2] == (1, 1)
+
+
+def test_a_pack_keeps_in_how_many_steps_its_first_frames_are_made(one_pack, tmp_path):
+    pipe = AVDiTPipeline.from_pretrained(one_pack)
+    other = replace(
+        pipe._packs["own"],
+        classes=[f"other {name}" for name in pipe.classes],
+        state=pipe.transformer.adapter_state_dict(),
+    )
+    pipe.add_pack("other", replace(other, image_steps=4))
+    pipe.save_pretrained(tmp_path / "two")
+    again = AVDiTPipeline.from_pretrained(tmp_path / "two")
+    assert again.image_steps is None
+    again.use_pack("other")
+    assert again.image_steps == 4
+
+
+def test_a_killed_run_goes_on(one_pack, tmp_path):
+    for steps, folder in ((2, "whole"), (1, "parts"), (2, "parts")):
+        train = {**TRAIN, "final_rate": 1.0, "steps": steps}
+        torch.manual_seed(0)
+        frames.run(config(one_pack, tmp_path, train=train), tmp_path / folder, resume=True)
+    whole, parts = (load_file(tmp_path / folder / "state.safetensors") for folder in ("whole", "parts"))
+    assert any(name.startswith("beside.exp_avg.") for name in whole)
+    torch.testing.assert_close(parts, whole)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"steps": 0}, "steps"),
+        ({"adversarial_weight": 11}, "adversarial_weight 11 must be"),
+        ({"image_rank": 0}, "no updates for images: give image_rank"),
+        ({"pipeline": "nowhere"}, "nowhere is not a pipeline folder"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_in_a_sentence(one_pack, tmp_path, changes, message):
+    with pytest.raises(ValueError, match=message):
+        frames.run({**config(one_pack, tmp_path), "train": TRAIN, **changes}, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
