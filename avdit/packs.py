@@ -198,6 +198,11 @@ class PackMixin:
         """Steps without guidance in which the adapters in use make the first frame; None: many, guided."""
         return self._packs[self._pack].image_steps
 
+    def set_image_steps(self, steps: int | None) -> None:
+        """Say of the first pack, which is in use, in how many steps without guidance it makes first frames."""
+        self._packs[self._pack] = replace(self._packs[self._pack], image_steps=steps)
+        self.register_to_config(image_steps=steps)
+
     def adapters_of(self, classes: list[str]) -> State:
         """The adapters of the pack of ``classes``, turbo ones apart.
 

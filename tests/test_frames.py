@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from avdit.pipeline import AVDiTPipeline
-from avdit.training import frames
+from avdit.training import frames, images
 
 TRAIN = {"steps": 2, "batch_size": 4, "sample_every": 0, "warmup_steps": 1, "mixed_precision": "no"}
 
@@ -86,6 +86,24 @@ def test_a_killed_run_goes_on(one_pack, tmp_path):
     whole, parts = (load_file(tmp_path / folder / "state.safetensors") for folder in ("whole", "parts"))
     assert any(name.startswith("beside.exp_avg.") for name in whole)
     torch.testing.assert_close(parts, whole)
+
+
+def test_images_that_train_again_want_many_steps_again(one_pack, tmp_path):
+    frames.run(config(one_pack, tmp_path, train={**TRAIN, "steps": 1}), tmp_path / "few")
+    again = config(tmp_path / "few" / "pipeline", tmp_path, train={**TRAIN, "steps": 1})
+    images.run(again, tmp_path / "many")
+    assert AVDiTPipeline.from_pretrained(tmp_path / "many" / "pipeline").image_steps is None
+    images.run({**again, "image_rank": 0}, tmp_path / "table")  # what makes the images stays as it is
+    assert AVDiTPipeline.from_pretrained(tmp_path / "table" / "pipeline").image_steps == 8
+
+
+def test_a_model_that_predicts_noise_is_refused(one_pack, tmp_path):
+    pipe = AVDiTPipeline.from_pretrained(one_pack)
+    pipe.register_modules(scheduler=type(pipe.scheduler).from_config(pipe.scheduler.config, prediction_type="epsilon"))
+    pipe.save_pretrained(tmp_path / "noise")
+    with pytest.raises(ValueError, match="a model that predicts the velocity"):
+        frames.run(config(tmp_path / "noise", tmp_path, train=TRAIN), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from avdit.training.data import TrainingData, training_data
 from avdit.training.images import Images
 from avdit.training.noised import NoisedAdversary
 from avdit.training.sheets import image_grid, save_png
-from avdit.training.trainer import Trainer, trainer_config
+from avdit.training.trainer import Trainer, processes, trainer_config
 
 DEFAULTS = {
     "pipeline": "runs/adapters/pipeline",  # pipeline folder of one pack
@@ -63,12 +63,15 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     A dry run says what that would cost and writes nothing.
 
     Raises:
-        ValueError: where nothing would train, the pipeline has updates of another rank, or a number is out of range.
+        ValueError: where nothing would train, the pipeline predicts no velocity or has updates of another rank, or a
+            number is out of range.
     """
     config = {**DEFAULTS, **config}
     whole(config["steps"], "steps", 1, 1000)
     between(config["adversarial_weight"], "adversarial_weight", 0, 10)
     config, classes, scheduler = from_pipeline(config)
+    if scheduler.config.prediction_type != "v_prediction":
+        raise ValueError("few steps are taught to a model that predicts the velocity")
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
     torch.manual_seed(settings.seed)
     pipe = AVDiTPipeline.from_pretrained(config["pipeline"])
@@ -81,13 +84,12 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         pipe.register_modules(transformer=pipe.transformer.with_parts(image_rank=rank))
     data = training_data(config, out, geometry_of(config), classes, dry_run).repeated(config["class_repeats"])
     model = Images(pipe.transformer.requires_grad_(False))
-    begun = copy.deepcopy(model)
+    begun = copy.deepcopy(model).to(processes().device)
     model.model.image_parts().requires_grad_(True)
     scheduler.set_timesteps(config["steps"])
     times = scheduler.timesteps.tolist()
     pipe.register_modules(video_codec=data.video_codec)
-    pipe.set_first_pack(pipe.config.pack, data.classes, pipe.factorized, config["steps"])
-    pipe.register_to_config(image_steps=config["steps"])
+    pipe.set_image_steps(config["steps"])
 
     def led_to(module: nn.Module, state: Tensor, time: int, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity at ``state`` (N, C, h, w) and the images that it leads to."""
