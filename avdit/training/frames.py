@@ -19,7 +19,7 @@ from avdit.generate import between, whole
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
 from avdit.training.data import TrainingData, training_data
-from avdit.training.images import Images
+from avdit.training.images import Images, give_updates
 from avdit.training.noised import NoisedAdversary
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, processes, trainer_config
@@ -75,13 +75,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
     torch.manual_seed(settings.seed)
     pipe = AVDiTPipeline.from_pretrained(config["pipeline"])
-    known, rank = pipe.transformer.config.image_rank, config["image_rank"]
-    if rank and known and rank != known:
-        raise ValueError(f"image_rank {rank} differs from the pipeline's, which is {known}")
-    if not (known or rank):
+    give_updates(pipe, config["image_rank"])
+    if not pipe.transformer.config.image_rank:
         raise ValueError("the pipeline has no updates for images: give image_rank")
-    if not known:
-        pipe.register_modules(transformer=pipe.transformer.with_parts(image_rank=rank))
     data = training_data(config, out, geometry_of(config), classes, dry_run).repeated(config["class_repeats"])
     model = Images(pipe.transformer.requires_grad_(False))
     begun = copy.deepcopy(model).to(processes().device)

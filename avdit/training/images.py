@@ -60,6 +60,19 @@ class Images(nn.Module):
         return self.model(x.unsqueeze(1), None, t.unsqueeze(1), None, y, joint=False, temporal=False)[0].squeeze(1)
 
 
+def give_updates(pipe: AVDiTPipeline, rank: int) -> None:
+    """Give the model of ``pipe`` updates for images of ``rank``, which change nothing yet, where it has none; 0: none.
+
+    Raises:
+        ValueError: where it has some of another rank.
+    """
+    known = pipe.transformer.config.image_rank
+    if rank and known and rank != known:
+        raise ValueError(f"image_rank {rank} differs from the pipeline's, which is {known}")
+    if rank and not known:
+        pipe.register_modules(transformer=pipe.transformer.with_parts(image_rank=rank))
+
+
 def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
     """Train what a pipeline's pack has for images, and save that pipeline with it in ``out``/pipeline.
 
@@ -73,13 +86,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
     torch.manual_seed(settings.seed)
     pipe = AVDiTPipeline.from_pretrained(config["pipeline"])
-    known, rank = pipe.transformer.config.image_rank, config["image_rank"]
-    if rank and known and rank != known:
-        raise ValueError(f"image_rank {rank} differs from the pipeline's, which is {known}")
+    rank = config["image_rank"]
     if not (config["class_table"] or rank):
         raise ValueError("class_table is false and image_rank 0: nothing would train")
-    if rank and not known:
-        pipe.register_modules(transformer=pipe.transformer.with_parts(image_rank=rank))
+    give_updates(pipe, rank)
     if rank:
         pipe.set_image_steps(None)  # what these updates were taught of few steps is lost
     data = training_data(config, out, geometry_of(config), classes, dry_run)
