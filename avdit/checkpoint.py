@@ -13,7 +13,8 @@ from avdit.geometry import ClipGeometry
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "avdit-xs"
 PACK_FILE = "adapters.safetensors"
-PACK_FACTS = "classes", "steps", "factorized", "compact", "eta", "image_steps"  # in the metadata of that file, as JSON
+# In the metadata of that file, as JSON.
+PACK_FACTS = "classes", "steps", "factorized", "compact", "eta", "image_steps", "audio_lag"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ STAGES = (
     "foley",
     "adapters",
     "turbo",
+    "lag",
     "decoder",
     "judges",
     "recipe",

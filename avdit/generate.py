@@ -229,13 +229,12 @@ def stream(
         nonlocal done
         now = resolved(pipe, live() if live is not None else request)
         done = 0 if count is None else done
-        total = now.steps * (count or 1)
 
-        def step_end(_pipe, _index: int, _timestep: int, tensors: dict) -> dict:
+        def step_end(pipe: "AVDiTPipeline", _index: int, _timestep: int, tensors: dict) -> dict:
             nonlocal done
             done += 1
             if on_step is not None:
-                on_step(done, total, tensors["video_estimate"])
+                on_step(done, pipe.num_timesteps * (count or 1), tensors["video_estimate"])
             if should_stop is not None and should_stop():
                 raise Stopped
             return {}

@@ -25,7 +25,8 @@ class Pack:
     """Adapters and the names of the classes that they know, in the order of their class table.
 
     ``steps`` is given for turbo adapters: those that so many steps were distilled into, guidance with them. ``eta`` is
-    the new noise that each of these steps adds (see :class:`AVDiTPipeline`).
+    the new noise that each of these steps adds. ``audio_lag`` is the share of the steps by which sound stays behind the
+    picture (see :class:`AVDiTPipeline` for both).
     ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`), in ``image_steps``
     without guidance where its updates were taught that (training/frames.py). ``compact`` ones are kept in files as
     8-bit differences from other adapters of their classes, in half the size of 16-bit weights.
@@ -38,6 +39,7 @@ class Pack:
     compact: bool = False
     eta: float = 0.0
     image_steps: int | None = None
+    audio_lag: float = 0.0
 
     def save(self, folder: Path, base: State | None = None) -> None:
         """Write ``adapters.safetensors`` into ``folder``.
@@ -219,15 +221,15 @@ class PackMixin:
         known = self._packs[name].classes
         return next((key for key, pack in self._packs.items() if pack.steps and pack.classes == known), None)
 
+    def turbo_of(self, class_labels: str | int | Sequence[str | int]) -> Pack | None:
+        """The turbo adapters for these classes, whose weights may be in the model; None where there are none."""
+        turbo = self.turbo_pack(self.pack_of(self.label_ids(class_labels))[0])
+        return self._packs[turbo] if turbo else None
+
     def turbo_steps(self, class_labels: str | int | Sequence[str | int]) -> int | None:
         """Steps that turbo adapters need for these classes; None where there are none for them."""
-        turbo = self.turbo_pack(self.pack_of(self.label_ids(class_labels))[0])
-        return self._packs[turbo].steps if turbo else None
-
-    def turbo_eta(self, class_labels: str | int | Sequence[str | int]) -> float | None:
-        """New noise that each step of the turbo adapters for these classes adds; None where there are none for them."""
-        turbo = self.turbo_pack(self.pack_of(self.label_ids(class_labels))[0])
-        return self._packs[turbo].eta if turbo else None
+        turbo = self.turbo_of(class_labels)
+        return turbo.steps if turbo else None
 
     def add_pack(self, name: str, pack: Pack) -> None:
         """Keep another data set's adapters ready, to be put on the backbone where one of their classes is wanted.

@@ -72,10 +72,16 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         self.register_to_config(classes=classes, pack=pack, factorized=factorized, image_steps=image_steps)
         self.set_first_pack(pack, classes, factorized, image_steps)
         self._folded: tuple[list, FoldedAVDiT] | None = None  # the weights that it was made from, and it
+        self._num_timesteps = 0
 
     @property
     def geometry(self) -> ClipGeometry:
         return self.transformer.clip
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of the present or the last call, those included in which the picture waits for the sound."""
+        return self._num_timesteps
 
     def set_sampler(self, name: str) -> None:
         """Choose the sampler: ``ddim``, ``dpm++`` (DPM-Solver++ 2M) or ``unipc``.
@@ -211,6 +217,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         given_guidance: float = GIVEN_GUIDANCE,
         latents: tuple[Tensor, Tensor] | None = None,
         turbo: bool = False,
+        audio_lag: float | None = None,
         factorized: bool | None = None,
         output_type: str = "np",
         return_dict: bool = True,
@@ -252,6 +259,10 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 later windows fall apart. Factorized adapters, whose windows keep their contrast, keep it all.
             latents: Noise of picture and sound, in place of drawing it.
             turbo: Use the pack's turbo adapters: their own few steps and ``eta``, no guidance, the sampler ``ddim``.
+            audio_lag: Share of the steps by which the sound stays behind the picture, as noisy as that was then: when
+                something is heard is settled in the first steps, in which a picture tells little yet. The picture, once
+                done, waits for it, so that there are as many steps more; where either is given, nothing waits. Adapters
+                should have learned it (training/lag.py). Left out: as these did.
             factorized: Where no picture is given, make the first frame alone, as an image of the frozen backbone, and
                 all else from it (Girdhar et al. 2023, arXiv 2311.10709): what moves keeps its looks. Left out: as the
                 pack was trained.
@@ -275,6 +286,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 "context_noise": context_noise,
                 "given_guidance": given_guidance,
                 "eta": eta,
+                "audio_lag": audio_lag or 0.0,
             },
             output_type,
             given_latents,
@@ -344,12 +356,17 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         audio_scheduler = copy.deepcopy(self.scheduler)
         no_class = torch.full_like(class_ids, self.transformer.config.num_classes)
+        share = self._packs[pack].audio_lag if audio_lag is None else audio_lag
+        lag = 0 if frames.all() or columns.all() else round(share * num_inference_steps)
 
         # 4. Denoise.
-        denoiser = self.denoiser()
+        denoiser, times = self.denoiser(), self.scheduler.timesteps
         blind = middle_blocks(len(self.transformer.backbone.blocks)) if from_first else ()
-        with self.progress_bar(total=num_inference_steps) as bar:
-            for i, t in enumerate(self.scheduler.timesteps):
+        self._num_timesteps = num_inference_steps + lag
+        with self.progress_bar(total=self._num_timesteps) as bar:
+            for i in range(self._num_timesteps):
+                done = i >= num_inference_steps  # with the picture
+                t, t_audio = torch.zeros_like(times[0]) if done else times[i], times[max(i - lag, 0)]
                 late, single = (i >= start * num_inference_steps for start in (guidance_start, temporal_guidance_start))
                 scales = (guidance_scale, audio_guidance_scale) if late or single else (joint_guidance_scale,) * 2
                 if i >= guidance_end * num_inference_steps:
@@ -358,7 +375,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                     video_latents.to(dtype),
                     audio_latents.to(dtype),
                     t.expand(batch, len(frames)).masked_fill(frames, context),
-                    t.expand(batch, len(columns)).masked_fill(columns, context),
+                    t_audio.expand(batch, len(columns)).masked_fill(columns, context),
                 )
                 video_out, audio_out = (out.float() for out in denoiser(*state, class_ids))
                 if scales != (1, 1):
@@ -371,23 +388,19 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                         other.float() + scale * (out - other.float())
                         for scale, out, other in zip(scales, (video_out, audio_out), others, strict=True)
                     )
-                video_estimate = self.clean_estimate(video_out, t, video_latents)
+                video_estimate = video_latents if done else self.clean_estimate(video_out, t, video_latents)
                 video_estimate, _ = given(video_estimate, audio_latents, clean_video, None)
                 fresh: list[dict[str, Any]] = [{}, {}]
                 if eta and isinstance(self.scheduler, DDIMScheduler):
                     drawn = self.prepare_latents(batch, generator)  # as frames share it with each other
                     # At 1 from pure noise the scheduler takes a root of nought, which rounding can make negative.
                     fresh = [{"eta": min(eta, 0.999), "variance_noise": noise.to(device)} for noise in drawn]
-                video_latents, audio_latents = (
-                    scheduler.step(out, t, latents, return_dict=False, **noise)[0]
-                    for scheduler, out, latents, noise in zip(
-                        (self.scheduler, audio_scheduler),
-                        (video_out, audio_out),
-                        (video_latents, audio_latents),
-                        fresh,
-                        strict=True,
-                    )
-                )
+                if not done:
+                    video_latents = self.scheduler.step(video_out, t, video_latents, return_dict=False, **fresh[0])[0]
+                if i >= lag:
+                    audio_latents = audio_scheduler.step(
+                        audio_out, t_audio, audio_latents, return_dict=False, **fresh[1]
+                    )[0]
                 video_latents, audio_latents = given(video_latents, audio_latents, *shown)
                 if callback_on_step_end is not None:
                     tensors = {

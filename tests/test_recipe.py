@@ -21,6 +21,7 @@ def test_a_recipe_makes_a_pipeline_of_all_packs_and_trains_nothing_twice(tmp_pat
     pipe = AVDiTPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.packs == {name: list(classes) for name, classes in PACKS.items()}
     assert pipe.turbo_steps("thunder") == 8 and pipe.turbo_steps("break") == 6
+    assert pipe.turbo_of("thunder").audio_lag == 0.125 and pipe.turbo_of("break").audio_lag == 0.333
     made = pipe("krump", turbo=True, generator=torch.Generator().manual_seed(0), output_type="latent")
     assert made.frames.isfinite().all()
 

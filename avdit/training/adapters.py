@@ -224,7 +224,7 @@ def own_states(
     noise = tuple(torch.stack(parts).to(able.device) for parts in zip(*drawn, strict=True))
     part = batch.rows(able)
     with trainer.accelerator.autocast():
-        predicted = trainer.raw(part.video, part.audio, part.t_video, part.t_audio, part.labels)
+        predicted = trainer.raw(*part.inputs)
     return batch.replaced(able, part.stepped(alphas, *predicted, (start - length)[able], OWN_ETA, noise))
 
 
@@ -295,21 +295,14 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     if config["adversarial_weight"]:
         weights = config["adversarial_weight"], ADVERSARY_WARMUP, config["perceptual"]
         trainer.beside = PictureAdversary(trainer, data.video_codec, diffusion.alphas, *weights)
-    batches = ClipBatches(
+    batches = ClipBatches.configured(
+        config,
         data,
-        geometry,
         diffusion,
         trainer,
-        config["tasks"],
-        config["class_dropout"],
-        diffusion.timesteps,
-        model.config.shared_noise,
-        config["moving_weight"],
-        config["steady_weight"],
-        config["context_noise"],
-        config["context_contrast"],
-        config["context_anchor"],
-        config["factorized"],
+        dropout=config["class_dropout"],
+        timesteps=diffusion.timesteps,
+        shared_noise=model.config.shared_noise,
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}

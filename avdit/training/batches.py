@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,6 +81,11 @@ class ClipBatch:
         """These clips, but those of which ``chosen`` (B,) is true as they are in ``others``."""
         told = zip(vars(self).items(), vars(others).values(), strict=True)
         return ClipBatch(**{k: v.index_put((chosen,), new) if isinstance(v, Tensor) else v for (k, v), new in told})
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the model is shown: noised picture and sound, their timesteps and the classes."""
+        return self.video, self.audio, self.t_video, self.t_audio, self.labels
 
     @property
     def given_frames(self) -> Tensor:
@@ -199,6 +205,21 @@ class ClipBatches:
     context_contrast: float = 0.0
     context_anchor: float = 0.0
     factorized: bool = False
+
+    @classmethod
+    def configured(cls, config: dict[str, Any], data: TrainingData, *args: Any, **kwargs: Any) -> "ClipBatches":
+        """With the tasks, weights and contexts of a stage's configuration; the other arguments are as above."""
+        return cls(
+            data,
+            data.geometry,
+            *args,
+            tasks=config["tasks"],
+            moving=config["moving_weight"],
+            steady=config["steady_weight"],
+            factorized=config["factorized"],
+            **{name: config[name] for name in ("context_noise", "context_contrast", "context_anchor")},
+            **kwargs,
+        )
 
     def __post_init__(self) -> None:
         if not self.moving >= 1:

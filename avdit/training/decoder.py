@@ -84,9 +84,8 @@ def remade(
         turbo: By turbo adapters where there are some, with their steps and new noise in place of ``steps`` and ``eta``.
     """
     pack, ids = pipe.pack_of(pipe.label_ids(labels))
-    if turbo and pipe.turbo_pack(pack):
-        pack = pipe.turbo_pack(pack)
-        steps, eta = pipe.turbo_steps(labels), pipe.turbo_eta(labels)
+    if turbo and (distilled := pipe.turbo_of(labels)):
+        pack, steps, eta = pipe.turbo_pack(pack), distilled.steps, distilled.eta
     pipe.use_pack(pack)
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(steps, device=video.device)

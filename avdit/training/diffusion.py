@@ -42,6 +42,12 @@ class Diffusion:
         return a * clean + s * noise, target
 
 
+def timesteps_of(starts: Tensor, generator: torch.Generator, number: int) -> Tensor:
+    """Timesteps (number,) of a sampler whose steps begin at ``starts`` (steps,), each as often as the others."""
+    order = torch.randperm(number, generator=generator)
+    return starts[(order + torch.randint(len(starts), (), generator=generator)) % len(starts)]
+
+
 def masked_error(predicted: Tensor, target: Tensor, noised: Tensor, share: float | None = None) -> Tensor:
     """Mean squared error over the entries where ``noised`` (broadcastable, bool) holds; 0 where none does.
 

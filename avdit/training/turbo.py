@@ -31,7 +31,7 @@ from avdit.training.adapters import first_frames, from_pipeline, geometry_of, sa
 from avdit.training.adversary import ClipAdversary, Discriminator
 from avdit.training.batches import ClipBatch, ClipBatches
 from avdit.training.data import TrainingData, held_out_data, training_data
-from avdit.training.diffusion import Diffusion
+from avdit.training.diffusion import Diffusion, timesteps_of
 from avdit.training.trainer import Trainer, trainer_config
 
 DEFAULTS = {
@@ -106,7 +106,11 @@ class Teacher:
         self.start, self.end, self.temporal_start, self.given = start, end, temporal_start, given
         coarse = copy.deepcopy(scheduler)
         coarse.set_timesteps(len(substeps))
-        self.starts, self.substeps = coarse.timesteps, torch.tensor(substeps)  # (steps,), the first falling
+        self.sampler, self.starts, self.substeps = (
+            coarse,
+            coarse.timesteps,
+            torch.tensor(substeps),
+        )  # (steps,), the first falling
         ends = torch.cat([self.starts[1:], torch.tensor([-1])])  # at the last end nothing is noised
         alphas = torch.cat([scheduler.alphas_cumprod, scheduler.final_alpha_cumprod.view(1)]).double()
         # A step of DDIM with the deviation sigma of new noise is one without it to less noise, and the noise on top.
@@ -121,11 +125,6 @@ class Teacher:
         self.alphas = torch.where(share < 1, alphas[self.grid], landing.unsqueeze(1)).float()  # (steps, most + 1)
         if scheduler.config.prediction_type != "v_prediction":
             raise ValueError("turbo adapters are distilled from a model that predicts the velocity")
-
-    def timesteps(self, generator: torch.Generator, number: int) -> Tensor:
-        """Timesteps (number,) of the student's sampler, each as often as the others."""
-        order = torch.randperm(number, generator=generator)
-        return self.starts[(order + torch.randint(len(self.starts), (), generator=generator)) % len(self.starts)]
 
     @torch.no_grad()
     def targets(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
@@ -242,7 +241,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         batch = replace(batches, data=data).draw(generator)
         with trainer.accelerator.autocast():
             video_target, audio_target = teacher.targets(batch)
-        video, audio = module(batch.video, batch.audio, batch.t_video, batch.t_audio, batch.labels)
+        video, audio = module(*batch.inputs)
         terms = {"video": batch.video_error(video, video_target), "audio": batch.audio_error(audio, audio_target)}
         told = {name: term.detach() for name, term in terms.items()}
         total = terms["video"] + terms["audio"]
@@ -279,21 +278,14 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["eta"],
         middle_blocks(len(model.backbone.blocks)),
     )
-    batches = ClipBatches(
+    batches = ClipBatches.configured(
+        config,
         data,
-        geometry,
         Diffusion(scheduler, trainer.accelerator.device),
         trainer,
-        config["tasks"],
         dropout=0.0,
-        timesteps=teacher.timesteps,
+        timesteps=partial(timesteps_of, teacher.starts),
         shared_noise=model.config.shared_noise,
-        moving=config["moving_weight"],
-        steady=config["steady_weight"],
-        context_noise=config["context_noise"],
-        context_contrast=config["context_contrast"],
-        context_anchor=config["context_anchor"],
-        factorized=config["factorized"],
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}

@@ -1,0 +1,145 @@
+"""Stage 5: turbo adapters whose sound stays some steps behind their picture.
+
+    python -m avdit train lag --config lag.json --out runs/lag    # {"pipeline": DIR, "student": DIR of a turbo pack}
+
+When something is heard is settled in the first steps, in which a picture tells little yet. So the sound is kept a few
+steps noisier than the picture that it listens to, and the picture, once done, waits for it (each part at its own noise,
+as in diffusion forcing: Chen et al. 2024, arXiv 2407.01392). Adapters that never saw such a pair hear well at once, but
+make pictures of too much contrast. Here they learn it from themselves as they were: a picture beside a noisier sound
+is held to what they made of it beside its own, and a sound to what they made of it beside the finished picture.
+"""
+
+import copy
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from avdit.generate import between
+from avdit.models.avdit import AVDiT
+from avdit.packs import Pack
+from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
+from avdit.training.batches import ClipBatch, ClipBatches
+from avdit.training.data import TrainingData, held_out_data, training_data
+from avdit.training.diffusion import Diffusion, timesteps_of
+from avdit.training.trainer import Trainer, trainer_config
+from avdit.training.turbo import DEFAULTS as TURBO
+from avdit.training.turbo import fast
+
+TAKEN = "pack", "clips", "factorized", "moving_weight", "steady_weight", "class_repeats", "tasks"
+CONTEXT = "context_noise", "context_contrast", "context_anchor"
+DEFAULTS = {name: TURBO[name] for name in ("pipeline", *TAKEN, *CONTEXT)} | {
+    "student": "checkpoints/avdit-xs/packs/landscape-turbo",  # folder of the turbo adapters that learn it
+    "audio_lag": 0.125,  # share of the steps by which their sound stays behind
+    "train": {
+        "steps": 300,
+        "batch_size": 16,
+        "learning_rate": 3e-4,
+        "optimiser": "muon",
+        "weight_decay": 0.0,
+        "warmup_steps": 10,
+        "ema_decay": 0.98,
+        "sample_every": 100,
+    },
+}
+
+
+class Lagging:
+    """Noised clips whose sound has more noise than their picture, by a share ``lag`` of the schedule.
+
+    Args:
+        alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
+    """
+
+    def __init__(self, alphas: Tensor, lag: float) -> None:
+        self.alphas, self.lag = alphas, round(lag * len(alphas))
+
+    def behind(self, batch: ClipBatch) -> ClipBatch:
+        """``batch`` with more of its own noise in its sound; clips of which one modality is given stay as they are."""
+        one_given = batch.given_frames.all(1) | batch.given_columns.all(1)
+        moves = ~(one_given.unsqueeze(1) | batch.given_columns)
+        later = (batch.t_audio + self.lag).clamp(max=len(self.alphas) - 1)
+        late = replace(batch, t_audio=later.where(moves, batch.t_audio))
+        old, new = (each.shares(self.alphas)[1] for each in (batch, late))
+        clean = old.sqrt() * batch.audio - (1 - old).sqrt() * batch.audio_target
+        noise = (1 - old).sqrt() * batch.audio + old.sqrt() * batch.audio_target
+        audio = new.sqrt() * clean + (1 - new).sqrt() * noise
+        return replace(late, audio=batch.audio.where((new == old).expand_as(audio), audio))
+
+    def finished(self, batch: ClipBatch) -> ClipBatch:
+        """``batch`` with its picture without noise, but for clips whose sound is given: these are for the picture."""
+        made = ~(batch.given_columns.all(1, keepdim=True) | batch.given_frames)
+        video, _ = batch.clips(self.alphas, batch.video_target, batch.audio_target)
+        return replace(
+            batch,
+            video=video.where(made[..., None, None, None], batch.video),
+            t_video=batch.t_video.masked_fill(made, 0),
+        )
+
+
+def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
+    """Teach a turbo pack to let its sound wait, and save it in ``out``/pack; a dry run says what that would cost.
+
+    Raises:
+        ValueError: for a pipeline or a turbo pack that cannot be used, or a lag that is not from 0 to 1.
+    """
+    config = {**DEFAULTS, **config}
+    between(config["audio_lag"], "audio_lag", 0, 1)
+    config, classes, scheduler = from_pipeline(config)
+    settings = trainer_config({**DEFAULTS["train"], **config["train"]})
+    geometry = geometry_of(config)
+    model = AVDiT.from_pretrained(config["start"])
+    pack = Pack.load(Path(config["student"]), lambda _: model.adapter_state_dict())
+    if pack.steps is None:
+        raise ValueError(f"student {config['student']} is no turbo pack")
+    data = training_data(config, out, geometry, classes, dry_run)
+    if pack.classes != data.classes:
+        raise ValueError(f"student {config['student']} has other classes than the pipeline")
+    held_out = held_out_data(config, out, data, settings.check_every)
+    data = data.repeated(config["class_repeats"])
+    torch.manual_seed(settings.seed)
+    model.load_adapter_state_dict(pack.state)
+    model.freeze_backbone()
+    model.class_embedder.requires_grad_(False)
+    master = copy.deepcopy(model, {id(model.backbone): model.backbone}).requires_grad_(False)
+    scheduler.set_timesteps(pack.steps)
+
+    def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        batch = replace(batches, data=data).draw(generator)
+        late = lagging.behind(batch)
+        with trainer.accelerator.autocast(), torch.no_grad():
+            video_target, _ = teacher(*batch.inputs)
+            _, audio_target = teacher(*lagging.finished(late).inputs)
+        video, audio = module(*late.inputs)
+        video, audio = batch.video_error(video, video_target.float()), batch.audio_error(audio, audio_target.float())
+        return {"loss": video + audio, "video": video.detach(), "audio": audio.detach()}
+
+    def sheet(path: Path) -> None:
+        unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "eta": pack.eta}
+        sampling = {"num_inference_steps": pack.steps, "audio_lag": config["audio_lag"], **unguided}
+        sample_sheet(model, data, scheduler, config, path, **sampling)
+
+    checked = partial(loss, held_out) if held_out else None
+    trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
+    teacher, device = fast(master, trainer), trainer.accelerator.device
+    diffusion = Diffusion(scheduler, device)
+    lagging = Lagging(diffusion.alphas, config["audio_lag"])
+    batches = ClipBatches.configured(
+        config,
+        data,
+        diffusion,
+        trainer,
+        dropout=0.0,
+        timesteps=partial(timesteps_of, scheduler.timesteps),
+        shared_noise=model.config.shared_noise,
+    )
+    if dry_run:
+        return {"data": data.told, **trainer.dry_run()}
+    trainer.run(resume)
+    if trainer.accelerator.is_main_process:
+        state = {name: value.to(torch.bfloat16) for name, value in model.adapter_state_dict().items()}
+        replace(pack, state=state, compact=False, audio_lag=config["audio_lag"]).save(Path(out) / "pack")
+    return None
