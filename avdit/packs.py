@@ -149,10 +149,9 @@ def is_turbo(path: Path) -> bool:
 class PackMixin:
     """What a pipeline does with its packs: they take turns on the one backbone, and a class chooses its pack."""
 
-    def set_first_pack(self, name: str, classes: list[str], factorized: bool, image_steps: int | None) -> None:
-        """Name the pack whose adapters the model was made with."""
-        # Of the one in use the weights are in the model.
-        self._packs = {name: Pack(classes, {}, factorized=factorized, image_steps=image_steps)}
+    def set_first_pack(self, name: str, classes: list[str], **facts: Any) -> None:
+        """Name the pack whose adapters the model was made with, and how clips are made by it (see :class:`Pack`)."""
+        self._packs = {name: Pack(classes, {}, **facts)}  # of the one in use the weights are in the model
         self._pack = name
 
     @classmethod
@@ -200,10 +199,10 @@ class PackMixin:
         """Steps without guidance in which the adapters in use make the first frame; None: many, guided."""
         return self._packs[self._pack].image_steps
 
-    def set_image_steps(self, steps: int | None) -> None:
-        """Say of the first pack, which is in use, in how many steps without guidance it makes first frames."""
-        self._packs[self._pack] = replace(self._packs[self._pack], image_steps=steps)
-        self.register_to_config(image_steps=steps)
+    def set_facts(self, **facts: Any) -> None:
+        """Say of the first pack, which is in use, how clips are made by it (see :class:`Pack`)."""
+        self._packs[self._pack] = replace(self._packs[self._pack], **facts)
+        self.register_to_config(**facts)
 
     def adapters_of(self, classes: list[str]) -> State:
         """The adapters of the pack of ``classes``, turbo ones apart.

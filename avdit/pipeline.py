@@ -42,6 +42,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         factorized: Whether the adapters that the model was made with are for clips whose first frame is made alone.
             Further packs say so themselves, and so with:
         image_steps: Steps without guidance that were distilled into its updates for images; None: none were.
+        audio_lag: Share of the steps by which their sound stays behind the picture.
 
     Example:
         >>> pipe = AVDiTPipeline.from_pretrained("checkpoints/avdit-xs")
@@ -63,14 +64,16 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         pack: str = "own",
         factorized: bool = False,
         image_steps: int | None = None,
+        audio_lag: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_modules(
             transformer=transformer, video_codec=video_codec, audio_codec=audio_codec, scheduler=scheduler
         )
         classes = list(classes or [str(i) for i in range(transformer.config.num_classes)])
-        self.register_to_config(classes=classes, pack=pack, factorized=factorized, image_steps=image_steps)
-        self.set_first_pack(pack, classes, factorized, image_steps)
+        facts = {"factorized": factorized, "image_steps": image_steps, "audio_lag": audio_lag}
+        self.register_to_config(classes=classes, pack=pack, **facts)
+        self.set_first_pack(pack, classes, **facts)
         self._folded: tuple[list, FoldedAVDiT] | None = None  # the weights that it was made from, and it
         self._num_timesteps = 0
 

@@ -100,10 +100,10 @@ def test_turbo_packs_say_how_far_their_sound_stays_behind(tiny_checkpoint, tmp_p
 def test_clips_to_learn_it_from_have_more_of_their_own_noise_in_the_sound(tiny_pipeline):
     scheduler = xs_scheduler()
     scheduler.set_timesteps(STEPS)
-    lagging, times = Lagging(scheduler.alphas_cumprod, LAG / STEPS), scheduler.timesteps.tolist()
+    lagging, times = Lagging(scheduler.alphas_cumprod), scheduler.timesteps.tolist()
     for place, given in ((0, 0), (1, 0), (3, 0), (3, 4)):
         batch = batch_at(tiny_pipeline, times[place], given)
-        late = lagging.behind(batch)
+        late = lagging.behind(batch, torch.tensor([LAG / STEPS]))
         heard = ~batch.given_columns
         assert (late.t_audio[heard] == times[max(0, place - LAG)]).all() and (late.t_audio[~heard] == 0).all()
         assert torch.equal(late.t_video, batch.t_video) and torch.equal(late.video, batch.video)
@@ -130,7 +130,7 @@ def test_clips_to_learn_it_from_have_more_of_their_own_noise_in_the_sound(tiny_p
         picture, given_audio=torch.ones_like(picture.given_audio), t_audio=torch.zeros_like(picture.t_audio)
     )
     for batch in (given, sound):  # of which one is given whole stays as it is
-        late = lagging.behind(batch)
+        late = lagging.behind(batch, torch.tensor([LAG / STEPS]))
         assert torch.equal(late.audio, batch.audio) and torch.equal(late.t_audio, batch.t_audio)
         assert torch.equal(lagging.finished(late).video, batch.video)
 
@@ -150,6 +150,19 @@ def test_stage_teaches_a_turbo_pack_to_wait(tiny_checkpoint, tmp_path):
     assert not any("class_embedder" in name or "foley." in name for name in moved)
     assert list((tmp_path / "out").glob("**/*.png"))
 
+    # Without a student the pipeline's own adapters learn it, for sampling in any number of steps.
+    config["cache"], own = str(tmp_path / "out"), tmp_path / "own" / "pipeline"
+    lag.run({**config, "student": None}, own.parent)
+    pipe = AVDiTPipeline.from_pretrained(own)
+    after = pipe.transformer.state_dict()
+    moved = [
+        name for name, value in model.state_dict().items() if not torch.equal(after[name], value.bfloat16().float())
+    ]
+    assert any(".temporal." in name for name in moved) and not any("backbone." in name for name in moved)
+    pipe.set_progress_bar_config(disable=True)
+    made = pipe("thunder", 4, generator=torch.Generator().manual_seed(0), output_type="latent")
+    assert pipe.num_timesteps == 6 and made.audio.isfinite().all()
+
     Pack(list(GENRES), begun, steps=4).save(tmp_path / "other")
     Pack(list(CLASSES), begun).save(tmp_path / "joint")
     wrong = (
@@ -159,4 +172,4 @@ def test_stage_teaches_a_turbo_pack_to_wait(tiny_checkpoint, tmp_path):
     )
     for change, message in wrong:
         with pytest.raises(ValueError, match=message):
-            lag.run({**config, **change, "cache": str(tmp_path / "out")}, tmp_path / "not")
+            lag.run({**config, **change}, tmp_path / "not")

@@ -85,7 +85,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     scheduler.set_timesteps(config["steps"])
     times = scheduler.timesteps.tolist()
     pipe.register_modules(video_codec=data.video_codec)
-    pipe.set_image_steps(config["steps"])
+    pipe.set_facts(image_steps=config["steps"])
 
     def led_to(module: nn.Module, state: Tensor, time: int, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The velocity at ``state`` (N, C, h, w) and the images that it leads to."""

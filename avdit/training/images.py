@@ -91,7 +91,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         raise ValueError("class_table is false and image_rank 0: nothing would train")
     give_updates(pipe, rank)
     if rank:
-        pipe.set_image_steps(None)  # what these updates were taught of few steps is lost
+        pipe.set_facts(image_steps=None)  # what these updates were taught of few steps is lost
     data = training_data(config, out, geometry_of(config), classes, dry_run)
     held_out = held_out_data(config, out, data, settings.check_every)
     data = data.repeated(config["class_repeats"])

@@ -1,4 +1,4 @@
-"""Stage 5: turbo adapters whose sound stays some steps behind their picture.
+"""Stage 5: adapters whose sound stays some steps behind their picture.
 
     python -m avdit train lag --config lag.json --out runs/lag    # {"pipeline": DIR, "student": DIR of a turbo pack}
 
@@ -7,6 +7,8 @@ steps noisier than the picture that it listens to, and the picture, once done, w
 as in diffusion forcing: Chen et al. 2024, arXiv 2407.01392). Adapters that never saw such a pair hear well at once, but
 make pictures of too much contrast. Here they learn it from themselves as they were: a picture beside a noisier sound
 is held to what they made of it beside its own, and a sound to what they made of it beside the finished picture.
+
+Without a student the pipeline's own adapters learn it, for any steps and any lag up to the one that is given.
 """
 
 import copy
@@ -19,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from avdit.generate import between
-from avdit.models.avdit import AVDiT
 from avdit.packs import Pack
-from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
+from avdit.pipeline import AVDiTPipeline
+from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet, save_pipeline
 from avdit.training.batches import ClipBatch, ClipBatches
 from avdit.training.data import TrainingData, held_out_data, training_data
 from avdit.training.diffusion import Diffusion, timesteps_of
@@ -32,7 +34,7 @@ from avdit.training.turbo import fast
 TAKEN = "pack", "clips", "factorized", "moving_weight", "steady_weight", "class_repeats", "tasks"
 CONTEXT = "context_noise", "context_contrast", "context_anchor"
 DEFAULTS = {name: TURBO[name] for name in ("pipeline", *TAKEN, *CONTEXT)} | {
-    "student": "checkpoints/avdit-xs/packs/landscape-turbo",  # folder of the turbo adapters that learn it
+    "student": None,  # folder of the turbo adapters that learn it; null: those of the pipeline do
     "audio_lag": 0.125,  # share of the steps by which their sound stays behind
     "train": {
         "steps": 300,
@@ -48,20 +50,24 @@ DEFAULTS = {name: TURBO[name] for name in ("pipeline", *TAKEN, *CONTEXT)} | {
 
 
 class Lagging:
-    """Noised clips whose sound has more noise than their picture, by a share ``lag`` of the schedule.
+    """Noised clips whose sound has more noise than their picture.
 
     Args:
         alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
     """
 
-    def __init__(self, alphas: Tensor, lag: float) -> None:
-        self.alphas, self.lag = alphas, round(lag * len(alphas))
+    def __init__(self, alphas: Tensor) -> None:
+        self.alphas = alphas
 
-    def behind(self, batch: ClipBatch) -> ClipBatch:
-        """``batch`` with more of its own noise in its sound; clips of which one modality is given stay as they are."""
+    def behind(self, batch: ClipBatch, lag: Tensor) -> ClipBatch:
+        """``batch`` with so much more of its own noise in its sounds, as shares ``lag`` (B,) of the schedule.
+
+        Clips of which one modality is given stay as they are.
+        """
         one_given = batch.given_frames.all(1) | batch.given_columns.all(1)
         moves = ~(one_given.unsqueeze(1) | batch.given_columns)
-        later = (batch.t_audio + self.lag).clamp(max=len(self.alphas) - 1)
+        more = (lag * len(self.alphas)).round().long().unsqueeze(1)
+        later = (batch.t_audio + more).clamp(max=len(self.alphas) - 1)
         late = replace(batch, t_audio=later.where(moves, batch.t_audio))
         old, new = (each.shares(self.alphas)[1] for each in (batch, late))
         clean = old.sqrt() * batch.audio - (1 - old).sqrt() * batch.audio_target
@@ -81,7 +87,9 @@ class Lagging:
 
 
 def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
-    """Teach a turbo pack to let its sound wait, and save it in ``out``/pack; a dry run says what that would cost.
+    """Teach a turbo pack, or a pipeline's own, to let its sound wait, and save it in ``out``/pack or ``out``/pipeline.
+
+    A dry run says what that would cost and writes nothing.
 
     Raises:
         ValueError: for a pipeline or a turbo pack that cannot be used, or a lag that is not from 0 to 1.
@@ -91,25 +99,32 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     config, classes, scheduler = from_pipeline(config)
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
     geometry = geometry_of(config)
-    model = AVDiT.from_pretrained(config["start"])
-    pack = Pack.load(Path(config["student"]), lambda _: model.adapter_state_dict())
-    if pack.steps is None:
-        raise ValueError(f"student {config['student']} is no turbo pack")
+    pipe = AVDiTPipeline.from_pretrained(config["pipeline"])
+    model = pipe.transformer
+    pack = None
+    if config["student"]:
+        pack = Pack.load(Path(config["student"]), lambda _: model.adapter_state_dict())
+        if pack.steps is None:
+            raise ValueError(f"student {config['student']} is no turbo pack")
+        if pack.classes != classes:
+            raise ValueError(f"student {config['student']} has other classes than the pipeline")
     data = training_data(config, out, geometry, classes, dry_run)
-    if pack.classes != data.classes:
-        raise ValueError(f"student {config['student']} has other classes than the pipeline")
     held_out = held_out_data(config, out, data, settings.check_every)
     data = data.repeated(config["class_repeats"])
     torch.manual_seed(settings.seed)
-    model.load_adapter_state_dict(pack.state)
+    if pack:
+        model.load_adapter_state_dict(pack.state)
+        scheduler.set_timesteps(pack.steps)
     model.freeze_backbone()
     model.class_embedder.requires_grad_(False)
     master = copy.deepcopy(model, {id(model.backbone): model.backbone}).requires_grad_(False)
-    scheduler.set_timesteps(pack.steps)
 
     def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         batch = replace(batches, data=data).draw(generator)
-        late = lagging.behind(batch)
+        lag = torch.full((trainer.global_batch,), config["audio_lag"])
+        if pack is None:  # these are asked for any steps, and by who distils them for none
+            lag *= torch.rand(trainer.global_batch, generator=generator)
+        late = lagging.behind(batch, trainer.here(lag))
         with trainer.accelerator.autocast(), torch.no_grad():
             video_target, _ = teacher(*batch.inputs)
             _, audio_target = teacher(*lagging.finished(late).inputs)
@@ -118,28 +133,35 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return {"loss": video + audio, "video": video.detach(), "audio": audio.detach()}
 
     def sheet(path: Path) -> None:
-        unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "eta": pack.eta}
-        sampling = {"num_inference_steps": pack.steps, "audio_lag": config["audio_lag"], **unguided}
+        sampling: dict[str, Any] = {"audio_lag": config["audio_lag"]}
+        if pack:
+            sampling |= {"num_inference_steps": pack.steps, "eta": pack.eta}
+            sampling |= {"guidance_scale": 1.0, "joint_guidance_scale": 1.0}
         sample_sheet(model, data, scheduler, config, path, **sampling)
 
     checked = partial(loss, held_out) if held_out else None
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
     teacher, device = fast(master, trainer), trainer.accelerator.device
     diffusion = Diffusion(scheduler, device)
-    lagging = Lagging(diffusion.alphas, config["audio_lag"])
+    lagging = Lagging(diffusion.alphas)
     batches = ClipBatches.configured(
         config,
         data,
         diffusion,
         trainer,
         dropout=0.0,
-        timesteps=partial(timesteps_of, scheduler.timesteps),
+        timesteps=partial(timesteps_of, scheduler.timesteps) if pack else diffusion.timesteps,
         shared_noise=model.config.shared_noise,
     )
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
     trainer.run(resume)
-    if trainer.accelerator.is_main_process:
+    if not trainer.accelerator.is_main_process:
+        return None
+    if pack:
         state = {name: value.to(torch.bfloat16) for name, value in model.adapter_state_dict().items()}
         replace(pack, state=state, compact=False, audio_lag=config["audio_lag"]).save(Path(out) / "pack")
+    else:
+        pipe.set_facts(audio_lag=config["audio_lag"])
+        save_pipeline(pipe, out)
     return None

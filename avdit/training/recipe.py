@@ -51,8 +51,8 @@ DEFAULTS: dict[str, Any] = {
     "landscape-turbo": {"steps": 8, "early_substeps": 2, "eta": 0.85, **RARE, **GOES_ON},
     "dance-turbo": {"steps": 6, "early_substeps": 2, "adversarial_weight": 0.4, **DANCERS, **FROM_FIRST_FRAME},
     # Their sound then listens to a picture that is some steps ahead of it.
-    "landscape-lag": {"audio_lag": 0.125, **RARE, **GOES_ON},
-    "dance-lag": {"audio_lag": 0.333, **DANCERS, **FROM_FIRST_FRAME},
+    "landscape-turbo-lag": {"audio_lag": 0.125, **RARE, **GOES_ON},
+    "dance-turbo-lag": {"audio_lag": 0.333, **DANCERS, **FROM_FIRST_FRAME},
     "decoder": {"clips": 27},
 }
 CLASS_TABLE = "class_embedder.embedding_table.weight"
@@ -117,13 +117,13 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         with_offset(pipe, first, Pack.load(out / name / "pack")).save(student)
         given = {"pipeline": str(out / name / "pipeline"), "student": str(student), "pack": name}
         given["student"] = str(stage(f"{name}-turbo", turbo.run, "pack", given))
-        stage(f"{name}-lag", lag.run, "pack", given)
+        stage(f"{name}-turbo-lag", lag.run, "pack", given)
     default, *others = PACKS
     result = AVDiTPipeline.from_pretrained(out / default / "pipeline", torch_dtype=torch.bfloat16)
     for name in others:
         result.add_pack(name, Pack.load(out / name / "pack"))
     for name in PACKS:
-        result.add_pack(f"{name}-turbo", replace(Pack.load(out / f"{name}-lag" / "pack"), compact=True))
+        result.add_pack(f"{name}-turbo", replace(Pack.load(out / f"{name}-turbo-lag" / "pack"), compact=True))
     result.save_pretrained(out / "decoder" / "start", max_shard_size="14MB")
     final = stage("decoder", decoder.run, "pipeline", {"pipeline": str(out / "decoder" / "start")})
     shutil.copytree(final, out / "pipeline", dirs_exist_ok=True)
