@@ -32,6 +32,8 @@ def generated(shipped_pipeline, request):
     """One clip of each class of the first pack, as it came."""
     assert list(shipped_pipeline.packs) == ["landscape", "dance"] and shipped_pipeline.turbo_steps("thunder") == 8
     assert shipped_pipeline.turbo_steps("break") == 6
+    lags = [round(pack.steps * pack.audio_lag) for pack in map(shipped_pipeline.turbo_of, ("thunder", "break"))]
+    assert lags == [1, 2]  # steps by which sound stays behind its picture
     asked = [Request(name, seed=1, sampler=request.param) for name in CLASSES]
     results = [generate(shipped_pipeline, one) for one in asked]
     return [(label, result.frames, result.audio) for label, result in enumerate(results)]

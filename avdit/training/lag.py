@@ -70,7 +70,7 @@ class Lagging:
         later = (batch.t_audio + more).clamp(max=len(self.alphas) - 1)
         late = replace(batch, t_audio=later.where(moves, batch.t_audio))
         old, new = (each.shares(self.alphas)[1] for each in (batch, late))
-        clean = old.sqrt() * batch.audio - (1 - old).sqrt() * batch.audio_target
+        _, clean = batch.clips(self.alphas, batch.video_target, batch.audio_target)
         noise = (1 - old).sqrt() * batch.audio + old.sqrt() * batch.audio_target
         audio = new.sqrt() * clean + (1 - new).sqrt() * noise
         return replace(late, audio=batch.audio.where((new == old).expand_as(audio), audio))
