@@ -141,7 +141,6 @@ def test_stage_teaches_a_turbo_pack_to_wait(tiny_checkpoint, tmp_path):
     Pack(list(CLASSES), begun, steps=4, eta=0.5).save(tmp_path / "begun")
     config = {"pipeline": str(tiny_checkpoint), "student": str(tmp_path / "begun"), "clips": 1, "audio_lag": 0.5}
     config["train"] = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "learning_rate": 1e-4, "sample_every": 2}
-    assert lag.run(config, tmp_path / "dry", dry_run=True)["seconds_per_step"] > 0 and not (tmp_path / "dry").exists()
     lag.run(config, tmp_path / "out")
     pack = Pack.load(tmp_path / "out" / "pack")
     assert (pack.classes, pack.steps, pack.eta, pack.audio_lag) == (list(CLASSES), 4, 0.5, 0.5)
@@ -152,6 +151,7 @@ def test_stage_teaches_a_turbo_pack_to_wait(tiny_checkpoint, tmp_path):
 
     # Without a student the pipeline's own adapters learn it, for sampling in any number of steps.
     config["cache"], own = str(tmp_path / "out"), tmp_path / "own" / "pipeline"
+    config["train"]["sample_every"] = 0
     lag.run({**config, "student": None}, own.parent)
     pipe = AVDiTPipeline.from_pretrained(own)
     after = pipe.transformer.state_dict()
