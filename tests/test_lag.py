@@ -12,7 +12,6 @@ from avdit.models.schedule import xs_scheduler
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
 from avdit.training import lag
-from avdit.training.lag import Lagging
 from tests.test_turbo import batch_at
 
 STEPS, LAG = 4, 2
@@ -100,27 +99,23 @@ def test_turbo_packs_say_how_far_their_sound_stays_behind(tiny_checkpoint, tmp_p
 def test_clips_to_learn_it_from_have_more_of_their_own_noise_in_the_sound(tiny_pipeline):
     scheduler = xs_scheduler()
     scheduler.set_timesteps(STEPS)
-    lagging, times = Lagging(scheduler.alphas_cumprod), scheduler.timesteps.tolist()
+    alphas, times = scheduler.alphas_cumprod, scheduler.timesteps.tolist()
     for place, given in ((0, 0), (1, 0), (3, 0), (3, 4)):
         batch = batch_at(tiny_pipeline, times[place], given)
-        late = lagging.behind(batch, torch.tensor([LAG / STEPS]))
+        late = batch.behind(alphas, torch.tensor([LAG / STEPS]))
         heard = ~batch.given_columns
         assert (late.t_audio[heard] == times[max(0, place - LAG)]).all() and (late.t_audio[~heard] == 0).all()
         assert torch.equal(late.t_video, batch.t_video) and torch.equal(late.video, batch.video)
         # A batch of one noise tells its clip by where its velocity leads: more noise, the same clip.
-        alpha = lagging.alphas[late.t_audio.repeat_interleave(tiny_pipeline.geometry.audio_patch[0], 1)][
-            :, None, :, None
-        ]
-        before = batch.clips(lagging.alphas, batch.video_target, batch.audio_target)[1]
-        old = batch.shares(lagging.alphas)[1]
+        alpha = alphas[late.t_audio.repeat_interleave(tiny_pipeline.geometry.audio_patch[0], 1)][:, None, :, None]
+        before = batch.clips(alphas, batch.video_target, batch.audio_target)[1]
+        old = batch.shares(alphas)[1]
         noise = (1 - old).sqrt() * batch.audio + old.sqrt() * batch.audio_target
         shown = (alpha.sqrt() * before + (1 - alpha).sqrt() * noise).where(~batch.given_audio, batch.audio)
         torch.testing.assert_close(late.audio, shown, atol=1e-4, rtol=0)
-        done = lagging.finished(late)
+        done = late.finished(alphas)
         assert (done.t_video == 0).all() and torch.equal(done.audio, late.audio)
-        seen = batch.clips(lagging.alphas, batch.video_target, batch.audio_target)[0].where(
-            ~batch.given_video, batch.video
-        )
+        seen = batch.clips(alphas, batch.video_target, batch.audio_target)[0].where(~batch.given_video, batch.video)
         torch.testing.assert_close(done.video, seen)
     picture = batch_at(tiny_pipeline, times[3])
     given = replace(
@@ -130,9 +125,14 @@ def test_clips_to_learn_it_from_have_more_of_their_own_noise_in_the_sound(tiny_p
         picture, given_audio=torch.ones_like(picture.given_audio), t_audio=torch.zeros_like(picture.t_audio)
     )
     for batch in (given, sound):  # of which one is given whole stays as it is
-        late = lagging.behind(batch, torch.tensor([LAG / STEPS]))
+        late = batch.behind(alphas, torch.tensor([LAG / STEPS]))
         assert torch.equal(late.audio, batch.audio) and torch.equal(late.t_audio, batch.t_audio)
-        assert torch.equal(lagging.finished(late).video, batch.video)
+        assert torch.equal(late.finished(alphas).video, batch.video)
+
+
+def after_saving(value):
+    """A weight as it is in a file of half the size."""
+    return value.bfloat16().float()
 
 
 def test_stage_teaches_a_turbo_pack_to_wait(tiny_checkpoint, tmp_path):
@@ -155,19 +155,25 @@ def test_stage_teaches_a_turbo_pack_to_wait(tiny_checkpoint, tmp_path):
     lag.run({**config, "student": None}, own.parent)
     pipe = AVDiTPipeline.from_pretrained(own)
     after = pipe.transformer.state_dict()
-    moved = [
-        name for name, value in model.state_dict().items() if not torch.equal(after[name], value.bfloat16().float())
-    ]
+    moved = [name for name, value in model.state_dict().items() if not torch.equal(after[name], after_saving(value))]
     assert any(".temporal." in name for name in moved) and not any("backbone." in name for name in moved)
     pipe.set_progress_bar_config(disable=True)
     made = pipe("thunder", 4, generator=torch.Generator().manual_seed(0), output_type="latent")
     assert pipe.num_timesteps == 6 and made.audio.isfinite().all()
+
+    config |= {"parts": ["temporal", "anchor"], "student": None}
+    config["train"]["steps"] = 1
+    lag.run(config, tmp_path / "parts")
+    learned = AVDiTPipeline.from_pretrained(tmp_path / "parts" / "pipeline").transformer.state_dict()
+    moved = [name for name, value in model.state_dict().items() if not torch.equal(learned[name], after_saving(value))]
+    assert moved and all(".temporal." in name or ".anchor." in name for name in moved)
 
     Pack(list(GENRES), begun, steps=4).save(tmp_path / "other")
     Pack(list(CLASSES), begun).save(tmp_path / "joint")
     wrong = (
         ({"student": str(tmp_path / "other")}, "other has other classes than the pipeline"),
         ({"student": str(tmp_path / "joint")}, "joint is no turbo pack"),
+        ({"student": None, "parts": ["temporal", "ears"]}, "parts: no block's adapters have 'ears'"),
         ({"audio_lag": 5}, "audio_lag 5 must be a number from 0 to 1"),
     )
     for change, message in wrong:

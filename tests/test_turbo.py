@@ -103,6 +103,43 @@ def test_with_new_noise_on_top_the_step_ends_where_the_sampler_expects_it(tiny_p
         torch.testing.assert_close(stepped.double(), wanted, atol=5e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("place", "substeps"), [(1, [2] * 4), (3, [2] * 4), (3, [3, 3, 2, 2]), (2, [1, 1, 3, 3])])
+@torch.no_grad()
+def test_sound_that_stays_behind_is_led_from_where_it_is(tiny_pipeline, place, substeps):
+    """It makes its own step while the picture makes a later one, each as finely as the teacher does that one."""
+    model, scheduler, lag = tiny_pipeline.transformer, xs_scheduler(), 2
+    settings = 1.0, 0.5, 1.0, 1.0, 0.25, 0.0, False, model.config.num_classes
+    teacher = Teacher(model, scheduler, substeps, *settings)
+    coarse = xs_scheduler()
+    coarse.set_timesteps(4)
+    times = coarse.timesteps.tolist()
+    behind = max(0, place - lag)
+    batch = batch_at(tiny_pipeline, times[place])
+    batch = batch.behind(scheduler.alphas_cumprod, torch.tensor([lag / 4]), teacher.starts)
+    assert (batch.t_audio == times[behind]).all()
+    grids = []
+    for at in (place, behind):
+        fine = xs_scheduler()
+        fine.set_timesteps(4 * substeps[at])
+        grids.append((fine, fine.timesteps[at * substeps[at] :][: substeps[at]]))
+    state = [batch.video, batch.audio]
+    for k in range(max(len(grid) for _, grid in grids)):
+        # Who is there already waits, and is shown as it is.
+        ends = [[*times, 0][at + 1] for at in (place, behind)]
+        now = [grid[k] if k < len(grid) else end for (_, grid), end in zip(grids, ends, strict=True)]
+        shown = torch.full_like(batch.t_video, int(now[0])), torch.full_like(batch.t_audio, int(now[1]))
+        made = model(*state, *shown, batch.labels)
+        state = [
+            fine.step(v, now[i], x).prev_sample if k < len(grid) else x
+            for i, (v, x, (fine, grid)) in enumerate(zip(made, state, grids, strict=True))
+        ]
+    for target, begin, end, at in zip(
+        teacher.targets(batch), (batch.video, batch.audio), state, (place, behind), strict=True
+    ):
+        landed = coarse.step(target, times[at], begin).prev_sample
+        torch.testing.assert_close(landed, end, atol=5e-3, rtol=1e-3)
+
+
 @torch.no_grad()
 def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     model = tiny_pipeline.transformer
@@ -110,7 +147,7 @@ def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     batch = batch_at(tiny_pipeline, 749, given_frames=4)
     video, audio = teacher.targets(batch)
     assert torch.isfinite(video).all() and torch.isfinite(audio).all()
-    now, done = torch.tensor([749]), torch.tensor([0.25])  # where guidance leads away from single images
+    now, done = [torch.tensor([749])] * 2, torch.tensor([0.25])  # where guidance leads away from single images
     times = (batch.t_video, batch.t_audio)
     own = model(batch.video, batch.audio, *times, batch.labels)
     guided = teacher.guided(batch, [batch.video, batch.audio], now, done)
@@ -132,7 +169,7 @@ def test_what_follows_a_first_frame_or_a_window_is_led_away_from_no_class(tiny_p
     wanted = model(batch.video, batch.audio, *times, batch.labels)
     others = model(batch.video, batch.audio, *times, torch.tensor([empty]), joint=False, blind=(1,))
     for done, scale in ((0.0, 3.0), (0.25, 2.0), (0.5, 2.0), (0.75, 1.0)):
-        found = teacher.guided(batch, [batch.video, batch.audio], torch.tensor([999]), torch.tensor([done]))
+        found = teacher.guided(batch, [batch.video, batch.audio], [torch.tensor([999])] * 2, torch.tensor([done]))
         for ours, v, w in zip(found, wanted, others, strict=True):
             torch.testing.assert_close(ours, w + scale * (v - w))
 
@@ -192,9 +229,10 @@ def test_stage_distils_a_student_that_has_begun(tiny_checkpoint, tmp_path):
     Pack(list(CLASSES), begun, steps=4).save(tmp_path / "begun")
     config = {"pipeline": str(tiny_checkpoint), "student": str(tmp_path / "begun"), "clips": 1, "class_table": False}
     config["train"] = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "learning_rate": 1e-4, "sample_every": 0}
+    config["audio_lag"] = 0.25
     turbo.run(config, tmp_path / "out")
     pack = Pack.load(tmp_path / "out" / "pack")
-    assert (pack.classes, pack.steps) == (list(CLASSES), 4)
+    assert (pack.classes, pack.steps, pack.audio_lag) == (list(CLASSES), 4, 0.25)
     for name, value in pack.state.items():  # nearer to where it began than that is to its teacher
         torch.testing.assert_close(value.float(), begun[name], atol=4e-3, rtol=1e-2)
     assert torch.equal(pack.state[table], begun[table].bfloat16())

@@ -150,6 +150,40 @@ class ClipBatch:
         (video, video_target), (audio, audio_target) = out
         return replace(after, video=video, audio=audio, video_target=video_target, audio_target=audio_target)
 
+    def behind(self, alphas: Tensor, lag: Tensor, times: Tensor | None = None) -> "ClipBatch":
+        """These clips with more of their own noise in their sounds, but for those of which one modality is given.
+
+        Args:
+            alphas: As for :meth:`clips`.
+            lag: How much more for each clip, as shares (B,) of the schedule.
+            times: Those timesteps (n,) alone that a sound may come to, of which it has the nearest.
+        """
+        moves = ~(self.given_frames.all(1) | self.given_columns.all(1)).unsqueeze(1) & ~self.given_columns
+        later = self.t_audio + (lag * len(alphas)).round().long().unsqueeze(1)
+        if times is not None:
+            later = times[(later.unsqueeze(-1) - times).abs().argmin(-1)]
+        late = replace(self, t_audio=later.clamp(max=len(alphas) - 1).where(moves, self.t_audio))
+        old, new = (each.shares(alphas)[1] for each in (self, late))
+        _, clean = self.clips(alphas, self.video_target, self.audio_target)
+        noise = (1 - old).sqrt() * self.audio + old.sqrt() * self.audio_target
+        audio, target = new.sqrt() * clean + (1 - new).sqrt() * noise, new.sqrt() * noise - (1 - new).sqrt() * clean
+        stays = (new == old).expand_as(audio)
+        return replace(late, audio=self.audio.where(stays, audio), audio_target=self.audio_target.where(stays, target))
+
+    def finished(self, alphas: Tensor) -> "ClipBatch":
+        """These clips with their picture without noise, but for those whose sound is given: these are for the picture.
+
+        Args:
+            alphas: As for :meth:`clips`.
+        """
+        made = ~(self.given_columns.all(1, keepdim=True) | self.given_frames)
+        video, _ = self.clips(alphas, self.video_target, self.audio_target)
+        return replace(
+            self,
+            video=video.where(made[..., None, None, None], self.video),
+            t_video=self.t_video.masked_fill(made, 0),
+        )
+
     def video_error(self, predicted: Tensor, target: Tensor) -> Tensor:
         """Mean squared error of the frames that were noised, its cells weighted, and of how it changes between them."""
         counted = ~self.given_video

@@ -12,6 +12,7 @@ Without a student the pipeline's own adapters learn it, for any steps and any la
 """
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from avdit.generate import between
+from avdit.models.avdit import AVDiT
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
+from avdit.training.adapters import DEFAULTS as ADAPTERS
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet, save_pipeline
-from avdit.training.batches import ClipBatch, ClipBatches
+from avdit.training.batches import ClipBatches
 from avdit.training.data import TrainingData, held_out_data, training_data
 from avdit.training.diffusion import Diffusion, timesteps_of
 from avdit.training.trainer import Trainer, trainer_config
@@ -36,6 +39,7 @@ CONTEXT = "context_noise", "context_contrast", "context_anchor"
 DEFAULTS = {name: TURBO[name] for name in ("pipeline", *TAKEN, *CONTEXT)} | {
     "student": None,  # folder of the turbo adapters that learn it; null: those of the pipeline do
     "audio_lag": 0.125,  # share of the steps by which their sound stays behind
+    "parts": None,  # of a block's adapters that learn it, such as ["temporal", "anchor"], the picture's; null: all
     "train": {
         "steps": 300,
         "batch_size": 16,
@@ -49,41 +53,19 @@ DEFAULTS = {name: TURBO[name] for name in ("pipeline", *TAKEN, *CONTEXT)} | {
 }
 
 
-class Lagging:
-    """Noised clips whose sound has more noise than their picture.
+def parts_of(model: AVDiT, names: Sequence[str]) -> nn.ModuleList:
+    """Those parts of all blocks' adapters.
 
-    Args:
-        alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
+    Raises:
+        ValueError: naming the first part that no block has.
     """
-
-    def __init__(self, alphas: Tensor) -> None:
-        self.alphas = alphas
-
-    def behind(self, batch: ClipBatch, lag: Tensor) -> ClipBatch:
-        """``batch`` with so much more of its own noise in its sounds, as shares ``lag`` (B,) of the schedule.
-
-        Clips of which one modality is given stay as they are.
-        """
-        one_given = batch.given_frames.all(1) | batch.given_columns.all(1)
-        moves = ~(one_given.unsqueeze(1) | batch.given_columns)
-        more = (lag * len(self.alphas)).round().long().unsqueeze(1)
-        later = (batch.t_audio + more).clamp(max=len(self.alphas) - 1)
-        late = replace(batch, t_audio=later.where(moves, batch.t_audio))
-        old, new = (each.shares(self.alphas)[1] for each in (batch, late))
-        _, clean = batch.clips(self.alphas, batch.video_target, batch.audio_target)
-        noise = (1 - old).sqrt() * batch.audio + old.sqrt() * batch.audio_target
-        audio = new.sqrt() * clean + (1 - new).sqrt() * noise
-        return replace(late, audio=batch.audio.where((new == old).expand_as(audio), audio))
-
-    def finished(self, batch: ClipBatch) -> ClipBatch:
-        """``batch`` with its picture without noise, but for clips whose sound is given: these are for the picture."""
-        made = ~(batch.given_columns.all(1, keepdim=True) | batch.given_frames)
-        video, _ = batch.clips(self.alphas, batch.video_target, batch.audio_target)
-        return replace(
-            batch,
-            video=video.where(made[..., None, None, None], batch.video),
-            t_video=batch.t_video.masked_fill(made, 0),
-        )
+    found = nn.ModuleList()
+    for name in names:
+        parts = [getattr(block, str(name), None) for block in model.adapters]
+        if not any(isinstance(part, nn.Module) for part in parts):
+            raise ValueError(f"parts: no block's adapters have {name!r}")
+        found.extend(part for part in parts if part is not None)
+    return found
 
 
 def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
@@ -92,7 +74,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     A dry run says what that would cost and writes nothing.
 
     Raises:
-        ValueError: for a pipeline or a turbo pack that cannot be used, or a lag that is not from 0 to 1.
+        ValueError: for a pipeline or a turbo pack that cannot be used, a lag that is not from 0 to 1, or a part that
+            adapters do not have.
     """
     config = {**DEFAULTS, **config}
     between(config["audio_lag"], "audio_lag", 0, 1)
@@ -117,6 +100,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         scheduler.set_timesteps(pack.steps)
     model.freeze_backbone()
     model.class_embedder.requires_grad_(False)
+    if config["parts"]:
+        chosen = parts_of(model, config["parts"])
+        model.requires_grad_(False)
+        chosen.requires_grad_(True)
     master = copy.deepcopy(model, {id(model.backbone): model.backbone}).requires_grad_(False)
 
     def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
@@ -124,10 +111,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         lag = torch.full((trainer.global_batch,), config["audio_lag"])
         if pack is None:  # these are asked for any steps, and by who distils them for none
             lag *= torch.rand(trainer.global_batch, generator=generator)
-        late = lagging.behind(batch, trainer.here(lag))
+        late = batch.behind(diffusion.alphas, trainer.here(lag))
         with trainer.accelerator.autocast(), torch.no_grad():
             video_target, _ = teacher(*batch.inputs)
-            _, audio_target = teacher(*lagging.finished(late).inputs)
+            _, audio_target = teacher(*late.finished(diffusion.alphas).inputs)
         video, audio = module(*late.inputs)
         video, audio = batch.video_error(video, video_target.float()), batch.audio_error(audio, audio_target.float())
         return {"loss": video + audio, "video": video.detach(), "audio": audio.detach()}
@@ -143,13 +130,12 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
     teacher, device = fast(master, trainer), trainer.accelerator.device
     diffusion = Diffusion(scheduler, device)
-    lagging = Lagging(diffusion.alphas)
     batches = ClipBatches.configured(
         config,
         data,
         diffusion,
         trainer,
-        dropout=0.0,
+        dropout=0.0 if pack else ADAPTERS["class_dropout"],  # of which guidance makes use, and turbo does not
         timesteps=partial(timesteps_of, scheduler.timesteps) if pack else diffusion.timesteps,
         shared_noise=model.config.shared_noise,
     )

@@ -49,6 +49,7 @@ DEFAULTS = {
     "joint_guidance": Request.joint_guidance,  # of picture and sound by each other in its first steps
     "temporal_guidance_start": 0.25,  # share of its steps after which guidance leads away from single images
     "given_guidance": GIVEN_GUIDANCE,  # share of what guidance adds to a picture that is given in part
+    "audio_lag": 0.0,  # share of the steps by which sound stays behind its picture, as the teacher learned it (lag.py)
     "factorized": ADAPTERS["factorized"],
     "class_table": ADAPTERS["class_table"],
     "moving_weight": ADAPTERS["moving_weight"],
@@ -129,39 +130,43 @@ class Teacher:
     @torch.no_grad()
     def targets(self, batch: ClipBatch) -> tuple[Tensor, Tensor]:
         """The velocities of picture and sound at which one step of the student lands where the teacher does."""
-        # Each clip has one timestep but for what is given, which may have more noise than the student's last step.
-        times = (
-            batch.t_video.masked_fill(batch.given_frames, 0).amax(1),
-            batch.t_audio.masked_fill(batch.given_columns, 0).amax(1),
-        )
-        time = torch.maximum(*times)
+        # Either has one timestep but for what is given, which may have more noise than the student's last step.
+        given = batch.given_frames, batch.given_columns
+        own = [t.masked_fill(part, 0).amax(1) for t, part in zip((batch.t_video, batch.t_audio), given, strict=True)]
+        whole = [part.all(1) for part in given]  # nothing of it moves: it goes with the other one
+        times = own[0].where(~whole[0], own[1]), own[1].where(~whole[1], own[0])
         starts, substeps, grid, alphas = (
-            told.to(time.device) for told in (self.starts, self.substeps, self.grid, self.alphas)
+            told.to(batch.video.device) for told in (self.starts, self.substeps, self.grid, self.alphas)
         )
-        place = (starts.unsqueeze(0) == time.unsqueeze(1)).int().argmax(1)
-        count = substeps[place]
+        places = [(starts.unsqueeze(0) == time.unsqueeze(1)).int().argmax(1) for time in times]
+        counts = [substeps[place] for place in places]
+        most = torch.maximum(*counts)
         state = [batch.video, batch.audio]
-        for k in range(int(count.max())):
-            rows = count > k
-            part, at = batch.rows(rows), place[rows]
+        for k in range(int(most.max())):
+            rows = most > k
+            part, at = batch.rows(rows), [place[rows] for place in places]
             now = [x[rows] for x in state]
-            done = (at + k / count[rows]) / len(starts)
-            predicted = self.guided(part, now, grid[at, k], done)
-            for i, (x, v, given) in enumerate(zip(now, predicted, (part.given_video, part.given_audio), strict=True)):
-                (a, s), (a_new, s_new) = (scales(alphas[at, k + j], x) for j in (0, 1))
+            done = (at[0] + (k / counts[0][rows]).clamp(max=1)) / len(starts)  # of the picture, as the pipeline counts
+            predicted = self.guided(part, now, [grid[place, k].clamp(min=0) for place in at], done)
+            for i, (x, v, fixed) in enumerate(zip(now, predicted, (part.given_video, part.given_audio), strict=True)):
+                # One that is there before the other stays: its last alphas are the same.
+                (a, s), (a_new, s_new) = (scales(alphas[at[i], k + j], x) for j in (0, 1))
                 moved = a_new * (a * x - s * v) + s_new * (s * x + a * v)
-                state[i] = state[i].index_put((rows,), torch.where(given, x, moved))
+                state[i] = state[i].index_put((rows,), torch.where(fixed, x, moved))
         out = []
-        for start, end in zip((batch.video, batch.audio), state, strict=True):
+        for start, end, place in zip((batch.video, batch.audio), state, places, strict=True):
             (a, s), (a_new, s_new) = (scales(alphas[place, k], start) for k in (0, -1))
             clean = (end * s - start * s_new) / (a_new * s - a * s_new)  # of the one step from start to end
             out.append((a * start - clean) / s)
         return out[0], out[1]
 
-    def guided(self, batch: ClipBatch, state: list[Tensor], now: Tensor, done: Tensor) -> list[Tensor]:
-        """The teacher's velocities at ``now`` (B,), guided as the pipeline is after ``done`` (B,) of its steps."""
-        times = zip((batch.given_frames, batch.given_columns), (batch.t_video, batch.t_audio), strict=True)
-        t_video, t_audio = (t.where(given, now.unsqueeze(1)) for given, t in times)
+    def guided(self, batch: ClipBatch, state: list[Tensor], now: Sequence[Tensor], done: Tensor) -> list[Tensor]:
+        """The teacher's velocities of picture and sound at ``now`` (B,) each.
+
+        They are guided as the pipeline is after ``done`` (B,) of its steps.
+        """
+        times = zip((batch.given_frames, batch.given_columns), (batch.t_video, batch.t_audio), now, strict=True)
+        t_video, t_audio = (t.where(given, time.unsqueeze(1)) for given, t, time in times)
         wanted = [v.float() for v in self.model(*state, t_video, t_audio, batch.labels)]
         if self.guidance == self.joint == 1:
             return wanted
@@ -210,13 +215,14 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     Raises:
         ValueError: for a pipeline that cannot be distilled, a student's pack that does not fit, steps that are not a
-            whole number from 1 to 1000, an ``eta`` that is not from 0 to 1, or an adversary's weight that is not from
-            0 to 10.
+            whole number from 1 to 1000, an ``eta`` or an ``audio_lag`` that is not from 0 to 1, or an adversary's
+            weight that is not from 0 to 10.
     """
     config = {**DEFAULTS, **config}
     for name in ("steps", "substeps", "early_substeps"):
         whole(config[name], name, 1, 1000)
-    between(config["eta"], "eta", 0, 1)
+    for name in ("eta", "audio_lag"):
+        between(config[name], name, 0, 1)
     between(config["adversarial_weight"], "adversarial_weight", 0, 10)
     steps = config["steps"]
     substeps = [config["early_substeps"]] * (steps // 2) + [config["substeps"]] * (steps - steps // 2)
@@ -239,6 +245,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     def loss(data: TrainingData, module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         batch = replace(batches, data=data).draw(generator)
+        if config["audio_lag"]:
+            lag = torch.full((len(batch.labels),), config["audio_lag"], device=batch.video.device)
+            batch = batch.behind(diffusion.alphas, lag, teacher.starts.to(lag.device))
         with trainer.accelerator.autocast():
             video_target, audio_target = teacher.targets(batch)
         video, audio = module(*batch.inputs)
@@ -250,7 +259,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return {**told, **trainer.beside(batch, video, audio, total, generator, step)}
 
     def sheet(path: Path) -> None:
-        unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "eta": config["eta"]}
+        unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0}
+        unguided |= {name: config[name] for name in ("eta", "audio_lag")}
         sample_sheet(model, data, scheduler, config, path, num_inference_steps=steps, **unguided)
 
     checked = partial(loss, held_out) if held_out else None
@@ -278,10 +288,11 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["eta"],
         middle_blocks(len(model.backbone.blocks)),
     )
+    diffusion = Diffusion(scheduler, trainer.accelerator.device)
     batches = ClipBatches.configured(
         config,
         data,
-        Diffusion(scheduler, trainer.accelerator.device),
+        diffusion,
         trainer,
         dropout=0.0,
         timesteps=partial(timesteps_of, teacher.starts),
@@ -292,5 +303,6 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer.run(resume)
     if trainer.accelerator.is_main_process:
         state = {name: value.to(torch.bfloat16) for name, value in model.adapter_state_dict().items()}
-        Pack(data.classes, state, steps, eta=config["eta"], **first_frames(config)).save(Path(out) / "pack")
+        told = {name: config[name] for name in ("eta", "audio_lag")} | first_frames(config)
+        Pack(data.classes, state, steps, **told).save(Path(out) / "pack")
     return None
