@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 
 from avdit.data.scenes import PACKS
 from avdit.models.avdit import AVDiT
+from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
 from avdit.training import recipe
 
@@ -22,6 +23,11 @@ def test_a_recipe_makes_a_pipeline_of_all_packs_and_trains_nothing_twice(tmp_pat
     assert pipe.packs == {name: list(classes) for name, classes in PACKS.items()}
     assert pipe.turbo_steps("thunder") == 8 and pipe.turbo_steps("break") == 6
     assert pipe.turbo_of("thunder").audio_lag == 0.125 and pipe.turbo_of("break").audio_lag == 0.333
+    assert [
+        pack.audio_lag for pack in map(Pack.load, (tmp_path / "landscape-lag" / "pack", tmp_path / "dance" / "pack"))
+    ] == [0.167, 0.0]
+    made = pipe("thunder", 12, generator=torch.Generator().manual_seed(0), output_type="latent")
+    assert pipe.num_timesteps == 14 and made.audio.isfinite().all()
     made = pipe("krump", turbo=True, generator=torch.Generator().manual_seed(0), output_type="latent")
     assert made.frames.isfinite().all()
 

@@ -34,6 +34,7 @@ def generated(shipped_pipeline, request):
     assert shipped_pipeline.turbo_steps("break") == 6
     lags = [round(pack.steps * pack.audio_lag) for pack in map(shipped_pipeline.turbo_of, ("thunder", "break"))]
     assert lags == [1, 2]  # steps by which sound stays behind its picture
+    assert shipped_pipeline.config.audio_lag == 0.167  # of guided steps: two of twelve
     asked = [Request(name, seed=1, sampler=request.param) for name in CLASSES]
     results = [generate(shipped_pipeline, one) for one in asked]
     return [(label, result.frames, result.audio) for label, result in enumerate(results)]

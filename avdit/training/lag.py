@@ -69,7 +69,9 @@ def parts_of(model: AVDiT, names: Sequence[str]) -> nn.ModuleList:
 
 
 def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
-    """Teach a turbo pack, or a pipeline's own, to let its sound wait, and save it in ``out``/pack or ``out``/pipeline.
+    """Teach a turbo pack, or a pipeline's own, to let its sound wait, and save it in ``out``/pack.
+
+    With a pipeline's own, the pipeline is saved beside it, in ``out``/pipeline.
 
     A dry run says what that would cost and writes nothing.
 
@@ -149,5 +151,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         replace(pack, state=state, compact=False, audio_lag=config["audio_lag"]).save(Path(out) / "pack")
     else:
         pipe.set_facts(audio_lag=config["audio_lag"])
+        facts = {name: getattr(pipe, name) for name in ("factorized", "image_steps")} | {
+            "audio_lag": config["audio_lag"]
+        }
+        Pack(classes, model.adapter_state_dict(), **facts).save(Path(out) / "pack")
         save_pipeline(pipe, out)
     return None
