@@ -21,7 +21,7 @@ def test_generate_plays_picture_and_sound(page):
     expect(page.locator("#plot img")).to_be_hidden(timeout=PATIENCE)  # the example's
     preview = page.locator("#status img")
     expect(preview).to_be_visible(timeout=PATIENCE)  # the picture is seen before it is done
-    expect(preview).to_have_attribute("alt", re.compile(r"step \d of 4"))
+    expect(preview).to_have_attribute("alt", re.compile(r"step \d of 5"))  # the sound follows in one more
     status_has(page, "1.6 s of clip")
     page.wait_for_function("document.querySelector('#clip video')?.currentTime > 0.3", timeout=PATIENCE)
     facts = page.locator("#clip video").evaluate(
@@ -112,7 +112,7 @@ def test_stop_ends_the_work_and_frees_the_worker(page):
     expect(stop).to_be_hidden()  # there is nothing to stop
     press(page, "Generate")
     expect(stop).to_be_visible()
-    status_has(page, "of 50")
+    status_has(page, "of 58")  # the sound follows in a sixth more
     press(page, "Stop")
     status_has(page, "stopped")
     expect(stop).to_be_hidden()
