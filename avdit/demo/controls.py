@@ -60,7 +60,8 @@ def _samplers(turbo_steps: int | None) -> list[str]:
 
 def _about(turbo_steps: int | None) -> str:
     others = "take steps and guidance as set below"
-    return f"turbo takes {turbo_steps} steps without guidance; the others {others}" if turbo_steps else f"all {others}"
+    told = f"turbo takes {turbo_steps} steps without guidance; the others {others}" if turbo_steps else f"all {others}"
+    return f"{told}. Sound may follow its picture in a few more"
 
 
 def samples_of(noun: str, classes: Sequence[str]) -> dict[str, Path]:

@@ -75,8 +75,7 @@ def create_demo(service: Service) -> gr.Blocks:
                 with gr.Accordion("Settings", open=True, elem_id="settings"):
                     sampler = sampler_choice(service.checkpoint.turbo_steps(service.classes[0]))
                     with gr.Row(elem_id="fine"):
-                        follows = "of the picture; its sound may follow some steps later"
-                        steps = gr.Slider(1, 100, value=12, step=1, label="Steps", info=follows)
+                        steps = gr.Slider(1, 100, value=12, step=1, label="Steps")
                         guidance = gr.Slider(1, 10, Request.guidance, step=0.5, label="Picture guidance")
                         audio_guidance = gr.Slider(1, 10, Request.guidance, step=0.5, label="Sound guidance")
                     with gr.Row():
