@@ -13,7 +13,7 @@ from torch import Tensor
 from avdit.conditions import Array, ConditionMixin, middle_blocks
 from avdit.geometry import ClipGeometry
 from avdit.models.audio_codec import AudioCodec
-from avdit.models.avdit import AVDiT
+from avdit.models.avdit import AVDiT, Seen
 from avdit.models.config import PortableConfig
 from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.models.noise import draw_noise
@@ -364,11 +364,16 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
 
         # 4. Denoise.
         denoiser, times = self.denoiser(), self.scheduler.timesteps
+        seen: Seen | None = None  # what sound is told of a picture that is done, kept from the first look at it
+
+        def look(*state: Any, **how: Any) -> list[Any]:
+            return [out.float() if isinstance(out, Tensor) else out for out in denoiser(*state, **how)]
+
         blind = middle_blocks(len(self.transformer.backbone.blocks)) if from_first else ()
         self._num_timesteps = num_inference_steps + lag
         with self.progress_bar(total=self._num_timesteps) as bar:
             for i in range(self._num_timesteps):
-                done = i >= num_inference_steps  # with the picture
+                done = i >= num_inference_steps or bool(frames.all())  # with the picture
                 t, t_audio = torch.zeros_like(times[0]) if done else times[i], times[max(i - lag, 0)]
                 late, single = (i >= start * num_inference_steps for start in (guidance_start, temporal_guidance_start))
                 scales = (guidance_scale, audio_guidance_scale) if late or single else (joint_guidance_scale,) * 2
@@ -380,15 +385,22 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                     t.expand(batch, len(frames)).masked_fill(frames, context),
                     t_audio.expand(batch, len(columns)).masked_fill(columns, context),
                 )
-                video_out, audio_out = (out.float() for out in denoiser(*state, class_ids))
+                sound_alone = None, state[1], None, state[3]
+                if not done:
+                    video_out, audio_out = look(*state, class_ids)
+                elif seen is None:
+                    video_out, audio_out, seen = look(*state, class_ids, keep=True)
+                else:
+                    video_out, audio_out = look(*sound_alone, class_ids, seen=seen)
                 if scales != (1, 1):
                     # What guidance leads away from knows ever less: nothing of the other modality, then nothing of
                     # the other frames, at last nothing of the class. From a first frame on it knows that frame
                     # throughout, as it must move from there, never the class, and its picture does not hang together.
                     known = no_class if late or from_first else class_ids
-                    others = denoiser(*state, known, joint=False, temporal=from_first or not single, blind=blind)
+                    away = sound_alone if done else state
+                    others = look(*away, known, joint=False, temporal=from_first or not single, blind=blind)
                     video_out, audio_out = (
-                        other.float() + scale * (out - other.float())
+                        out if other is None else other + scale * (out - other)
                         for scale, out, other in zip(scales, (video_out, audio_out), others, strict=True)
                     )
                 video_estimate = video_latents if done else self.clean_estimate(video_out, t, video_latents)
@@ -412,7 +424,9 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                         "video_estimate": video_estimate,
                     }
                     asked = {k: tensors[k] for k in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, i, int(t), asked) or {}
+                    changed = callback_on_step_end(self, i, int(t_audio if done else t), asked) or {}
+                    if changed.get("video_latents", video_latents) is not video_latents:
+                        seen = None  # was another picture
                     video_latents = changed.pop("video_latents", video_latents)
                     audio_latents = changed.pop("audio_latents", audio_latents)
                 bar.update()

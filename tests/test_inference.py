@@ -45,6 +45,27 @@ def test_folded_model_equals_the_plain_one(left_out):
     assert (folded(*image, (1,))[0] - folded(*image)[0]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("folded", [False, True])
+@torch.no_grad()
+def test_what_is_kept_of_a_picture_stands_for_it(folded):
+    model = joint_model(trained=True)
+    look = FoldedAVDiT(model, torch.float32) if folded else model
+    video, audio, t_video, t_audio, labels = inputs()
+    expected = look(video, audio, t_video, t_audio, labels)
+    *predicted, seen = look(video, audio, t_video, t_audio, labels, keep=True)
+    for ours, theirs in zip(predicted, expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    picture, sound = look(None, audio, None, t_audio, labels, seen=seen)
+    assert picture is None
+    torch.testing.assert_close(sound, expected[1], atol=1e-5, rtol=1e-5)
+    # It tells the next step's sound of the picture, and a sound beside nothing is another one.
+    later = look(None, 0.7 * audio, None, t_audio, labels, seen=seen)[1]
+    assert (later - look(video, 0.7 * audio, t_video, t_audio, labels)[1]).abs().mean() < 0.1 * later.abs().mean()
+    alone = look(None, audio, None, t_audio, labels, joint=False)[1]
+    torch.testing.assert_close(alone, look(video, audio, t_video, t_audio, labels, joint=False)[1])
+    assert (alone - sound).abs().mean() > 0.1 * sound.abs().mean()
+
+
 @torch.no_grad()
 def test_folded_model_rounds_no_more_than_the_plain_one():
     model, (video, audio, *rest) = joint_model(trained=True), inputs()

@@ -17,29 +17,35 @@ from tests.test_turbo import batch_at
 STEPS, LAG = 4, 2
 
 
-def knowing(pipe, seen):
+def knowing(pipe, shown):
     """A model that knows both clips, and what it was shown: the timesteps, and how much noise there was."""
     wanted = pipe.prepare_latents(1, torch.Generator().manual_seed(99))
 
-    def predict(video, audio, t_video, t_audio, labels, **_):
+    def predict(video, audio, t_video, t_audio, labels, keep=False, seen=None, **_):
         out, told = [], []
-        for x, clean, t in zip((video, audio), wanted, (int(t_video[0, -1]), int(t_audio[0, -1])), strict=True):
+        assert (video is None) == (seen is not None)
+        for x, clean, times in zip((video, audio), wanted, (t_video, t_audio), strict=True):
+            if x is None:
+                out.append(None)
+                told.append(None)
+                continue
+            t = int(times[0, -1])
             alpha = torch.ones(()) if t == 0 else pipe.scheduler.alphas_cumprod[t]
             noise = (x - alpha.sqrt() * clean) / (1 - alpha).sqrt().clamp(min=1e-6)
             out.append((alpha.sqrt() * x - clean) / (1 - alpha).sqrt().clamp(min=1e-6))
             told.append((t, noise.std().item() if t else (x - clean).abs().max().item()))
-        seen.append(told)
-        return tuple(out)
+        shown.append(told)
+        return (*out, "what was seen") if keep else tuple(out)
 
     return predict, wanted
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
-def test_sound_is_as_noisy_as_the_picture_was_and_the_picture_waits(tiny_pipeline, sampler, monkeypatch):
+def test_sound_is_as_noisy_as_its_picture_was_which_is_seen_once_when_done(tiny_pipeline, sampler, monkeypatch):
     monkeypatch.setattr(tiny_pipeline, "scheduler", tiny_pipeline.scheduler)  # put back at the end
     tiny_pipeline.set_sampler(sampler)
-    seen, estimates = [], []
-    predict, wanted = knowing(tiny_pipeline, seen)
+    shown, estimates = [], []
+    predict, wanted = knowing(tiny_pipeline, shown)
     monkeypatch.setattr(tiny_pipeline, "denoiser", lambda: predict)
 
     def step_end(pipe, _index, _timestep, tensors):
@@ -49,9 +55,10 @@ def test_sound_is_as_noisy_as_the_picture_was_and_the_picture_waits(tiny_pipelin
     asked = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0, "output_type": "latent"}
     asked |= {"callback_on_step_end": step_end, "callback_on_step_end_tensor_inputs": ["video_estimate"]}
     made = tiny_pipeline("thunder", STEPS, audio_lag=LAG / STEPS, generator=torch.Generator().manual_seed(1), **asked)
-    pictures, sounds = zip(*seen, strict=True)
+    *pictures, last = (picture for picture, _ in shown)
+    sounds = [sound for _, sound in shown]
     times = tiny_pipeline.scheduler.timesteps.tolist()
-    assert [t for t, _ in pictures] == [*times, 0, 0]
+    assert [t for t, _ in pictures] == [*times, 0] and last is None
     assert [t for t, _ in sounds] == [times[0]] * LAG + times
     assert all(noise < 1e-3 if t == 0 else 0.9 < noise < 1.1 for t, noise in (*pictures, *sounds))
     assert all(total == STEPS + LAG and error < 0.01 for total, error in estimates)

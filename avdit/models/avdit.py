@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ModelMixin
@@ -32,6 +32,13 @@ IDLE = {
     "image_rank": r"\.image_.*\.up\.",
     "foley_width": r"foley\.out\.|foley_embedder\.",
 }
+
+
+class Seen(NamedTuple):
+    """What sound is told of a picture, kept from one look for later ones: a picture that is done stays as it is."""
+
+    tokens: list[Tensor | None]  # of each block, modulated, (B, F, N, D); None where a block tells the sound nothing
+    foley: Tensor | None  # what is added to the sound's tokens, (B, M, D)
 
 
 class AVDiT(ModelMixin, PortableConfig):
@@ -263,7 +270,9 @@ class AVDiT(ModelMixin, PortableConfig):
         joint: bool = True,
         temporal: bool = True,
         blind: Collection[int] = (),
-    ) -> tuple[Tensor | None, Tensor | None]:
+        keep: bool = False,
+        seen: Seen | None = None,
+    ) -> tuple[Tensor | None, Tensor | None] | tuple[Tensor | None, Tensor | None, Seen]:
         """Predict for the noised latents of both, or of one alone where the other is None.
 
         Args:
@@ -276,9 +285,11 @@ class AVDiT(ModelMixin, PortableConfig):
             temporal: Whether the frames know of each other; if not, and not ``joint``, each is an image by itself, and
                 as a pack's own images look.
             blind: Blocks in whose spatial attention every token of the picture sees itself alone.
+            keep: Return besides what the sound is told of ``video``.
+            seen: That, kept from a look before, in place of ``video``: the sound alone is computed.
 
         Returns:
-            The predictions, shaped as ``video`` and ``audio``.
+            The predictions, shaped as ``video`` and ``audio``; and what was to be kept.
         """
         dit, rows = self.backbone, self.clip.audio_grid[1]
         label = self.class_embedder(class_labels).unsqueeze(1)  # (B, 1, D)
@@ -290,21 +301,27 @@ class AVDiT(ModelMixin, PortableConfig):
         if audio is not None:
             xa = self.audio_embedder(audio) + self.audio_positions.to(audio.dtype)  # (B, M, D)
             ca = dit.t_embedder(t_audio.flatten()).unflatten(0, t_audio.shape) + label  # (B, columns, D)
-        if joint and self.foley is not None and xv is not None and xa is not None:
-            xa = xa + self.foley_embedder(self.foley(video, cv.view(*t_video.shape, -1)))
+        foley = None if seen is None else seen.foley
+        if joint and self.foley is not None and xv is not None and (keep or xa is not None):
+            foley = self.foley_embedder(self.foley(video, cv.view(*t_video.shape, -1)))
+        if foley is not None and xa is not None:
+            xa = xa + foley
+        kept = Seen([], foley)
         for i, (block, adapters) in enumerate(zip(dit.blocks, self.adapters, strict=True)):
-            state = (xv, xa, cv, ca, rows, joint, temporal, i in blind)
+            told = None if seen is None else seen.tokens[i]
+            state = (xv, xa, cv, ca, rows, joint, temporal, i in blind, told)
             if self.gradient_checkpointing and torch.is_grad_enabled():
-                xv, xa = self._gradient_checkpointing_func(self._block, block, adapters, *state)
+                xv, xa, told = self._gradient_checkpointing_func(self._block, block, adapters, *state)
             else:
-                xv, xa = self._block(block, adapters, *state)
+                xv, xa, told = self._block(block, adapters, *state)
+            kept.tokens.append(told if keep else None)
         if video is not None:
             video_out = dit.unpatchify(dit.final_layer(xv, cv))[:, : video.shape[2]]  # the variance half is dropped
             video_out = video_out.unflatten(0, video.shape[:2])
         if audio is not None:
             audio_out = self.audio_final(xa, ca.repeat_interleave(rows, 1))  # (B, M, values)
             audio_out = self.unpatchify_audio(audio_out)
-        return video_out, audio_out
+        return (video_out, audio_out, kept) if keep else (video_out, audio_out)
 
     def _block(
         self,
@@ -318,7 +335,8 @@ class AVDiT(ModelMixin, PortableConfig):
         joint: bool,
         temporal: bool,
         blind: bool,
-    ) -> tuple[Tensor | None, Tensor | None]:
+        seen: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         frames = self.clip.frames
         if xv is not None:
             v = block.modulation(cv)  # 6 × (B·F, 1, D)
@@ -335,16 +353,20 @@ class AVDiT(ModelMixin, PortableConfig):
                 a = a + adapters.audio_modulation(ca)
             a = a.repeat_interleave(rows, 1).chunk(6, dim=-1)  # 6 × (B, M, D)
             xa = xa + a[2] * block.attn(modulate(block.norm1(xa), a[0], a[1]), adapters.audio_attention)
-        if joint and adapters.interaction is not None and xv is not None and xa is not None:
-            joint_v = modulate(block.norm1(xv), v[0], v[1]).unflatten(0, (-1, frames))
-            joint_a = modulate(block.norm1(xa), a[0], a[1])
-            from_sound, from_picture = adapters.interaction(block.attn, joint_v, joint_a)
-            xv, xa = xv + from_sound.flatten(0, 1), xa + from_picture
+        if joint and adapters.interaction is not None:
+            if xv is not None:
+                seen = modulate(block.norm1(xv), v[0], v[1]).unflatten(0, (-1, frames))
+            if xa is not None and seen is not None:
+                heard = modulate(block.norm1(xa), a[0], a[1])
+                from_sound, from_picture = adapters.interaction(block.attn, seen, heard)
+                xa = xa + from_picture
+                if xv is not None:
+                    xv = xv + from_sound.flatten(0, 1)
         if xv is not None:
             xv = xv + v[5] * block.mlp(modulate(block.norm2(xv), v[3], v[4]), of_images[1])
         if xa is not None:
             xa = xa + a[5] * block.mlp(modulate(block.norm2(xa), a[3], a[4]), adapters.audio_mlp)
-        return xv, xa
+        return xv, xa, seen
 
     def unpatchify_audio(self, x: Tensor) -> Tensor:
         """Patch values (B, M, values) to latents (B, C, time, frequency)."""

@@ -28,7 +28,7 @@ from avdit.models.adapters import (
     TimeExchange,
     beside,
 )
-from avdit.models.avdit import AVDiT
+from avdit.models.avdit import AVDiT, Seen
 from avdit.models.dit import Attention, DiTBlock, Mlp
 
 KNOWN = 64  # modulations of (timesteps, classes) that are kept: a stream comes back to the same few
@@ -76,39 +76,51 @@ class FoldedAVDiT:
 
     def __call__(
         self,
-        video: Tensor,
+        video: Tensor | None,
         audio: Tensor | None,
-        t_video: Tensor,
+        t_video: Tensor | None,
         t_audio: Tensor | None,
         class_labels: Tensor,
         joint: bool = True,
         temporal: bool = True,
         blind: Collection[int] = (),
-    ) -> tuple[Tensor, Tensor | None]:
-        """The predictions for both, or for the picture alone, as :meth:`AVDiT.forward` gives them."""
+        keep: bool = False,
+        seen: Seen | None = None,
+    ) -> tuple[Tensor | None, Tensor | None] | tuple[Tensor | None, Tensor | None, Seen]:
+        """The predictions for both, or for one alone, as :meth:`AVDiT.forward` gives them."""
         model, (time, frequency) = self.model, self.model.clip.audio_patch
         patch = model.backbone.config.patch_size
         with torch.autocast("cpu", enabled=False):
-            v, w, a = self.modulations(t_video, t_video[:, :0] if t_audio is None else t_audio, class_labels)
-            xv = rearrange(video.to(self.dtype), "b f c (h p) (w q) -> b f (h w) (c p q)", p=patch, q=patch)
-            xv = self.embed_video(xv) + self.video_positions  # (B, F, N, D)
-            xa = None
-            if audio is not None:
-                patches = partial(rearrange, pattern="b c (m p) (r q) -> b m r (c p q)", p=time, q=frequency)
-                xa = self.embed_audio(patches(audio.to(self.dtype))) + self.audio_positions  # (B, columns, rows, D)
-                if joint and self.foley is not None:
+            nothing = (t_audio if t_video is None else t_video)[:, :0]
+            none_or = (nothing if t is None else t for t in (t_video, t_audio))
+            v, w, a = self.modulations(*none_or, class_labels)
+            patches = partial(rearrange, pattern="b c (m p) (r q) -> b m r (c p q)", p=time, q=frequency)
+            xv = xa = video_out = audio_out = None
+            foley = None if seen is None else seen.foley
+            if video is not None:
+                xv = rearrange(video.to(self.dtype), "b f c (h p) (w q) -> b f (h w) (c p q)", p=patch, q=patch)
+                xv = self.embed_video(xv) + self.video_positions  # (B, F, N, D)
+                if joint and self.foley is not None and (keep or audio is not None):
                     c = model.backbone.t_embedder(t_video.flatten()).unflatten(0, t_video.shape)
                     c = (c + model.class_embedder(class_labels).unsqueeze(1)).to(self.dtype)
-                    xa = xa + self.embed_foley(patches(self.foley(video.to(self.dtype), c)))
+                    foley = self.embed_foley(patches(self.foley(video.to(self.dtype), c)))  # (B, columns, rows, D)
+            if audio is not None:
+                xa = self.embed_audio(patches(audio.to(self.dtype))) + self.audio_positions  # (B, columns, rows, D)
+                if foley is not None:
+                    xa = xa + foley
+            kept = Seen([], foley)
             for i, (block, *told) in enumerate(zip(self.blocks, v[:-1], w, a[:-1], strict=True)):
-                xv, xa = block(xv, xa, *told, joint, temporal, i in blind)
-            video_out = self.video_final(normalised(xv, *v[-1])).flatten(0, 1)  # (B·F, N, values)
-            audio_out = None
+                known = None if seen is None else seen.tokens[i]
+                xv, xa, known = block(xv, xa, *told, joint, temporal, i in blind, known)
+                kept.tokens.append(known if keep else None)
+            if xv is not None:
+                video_out = self.video_final(normalised(xv, *v[-1])).flatten(0, 1)  # (B·F, N, values)
+                video_out = model.backbone.unpatchify(video_out)[:, : video.shape[2]]  # the variance half is dropped
+                video_out = video_out.unflatten(0, video.shape[:2])
             if xa is not None:
                 audio_out = self.audio_final(normalised(xa, *a[-1])).flatten(1, 2)  # (B, M, values)
                 audio_out = model.unpatchify_audio(audio_out)
-        video_out = model.backbone.unpatchify(video_out)[:, : video.shape[2]]  # the variance half is dropped
-        return video_out.unflatten(0, video.shape[:2]), audio_out
+        return (video_out, audio_out, kept) if keep else (video_out, audio_out)
 
     def modulations(self, t_video: Tensor, t_audio: Tensor, class_labels: Tensor) -> tuple[Modulations, ...]:
         """Of timesteps (B, F) and (B, columns): of the picture, its temporal attention, and the sound.
@@ -211,7 +223,7 @@ class FoldedBlock:
 
     def __call__(
         self,
-        xv: Tensor,
+        xv: Tensor | None,
         xa: Tensor | None,
         v: tuple[Tensor, ...],
         w: tuple[Tensor, ...],
@@ -219,24 +231,34 @@ class FoldedBlock:
         joint: bool,
         temporal: bool,
         blind: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations."""
+        seen: Tensor | None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Tokens of the picture (B, F, N, D) and of the sound (B, columns, rows, D), under their modulations.
+
+        Besides, those of the picture that the sound is told of; ``seen`` are such ones, kept, in place of a picture.
+        """
         attention, mlp = (self.video_attention, self.video_mlp) if temporal else (self.image_attention, self.image_mlp)
         if blind:
             attention = attention.blind
         elif temporal and self.anchor is not None:
             attention = self.anchor
-        xv = torch.addcmul(xv, v[2], attention(normalised(xv, v[0], v[1])))
-        if temporal and self.temporal is not None:
-            xv = xv + self.temporal(xv, w)
+        if xv is not None:
+            xv = torch.addcmul(xv, v[2], attention(normalised(xv, v[0], v[1])))
+            if temporal and self.temporal is not None:
+                xv = xv + self.temporal(xv, w)
         if xa is not None:
             heard = self.audio_attention(normalised(xa, a[0], a[1]).flatten(1, 2))  # (B, M, D)
             xa = torch.addcmul(xa, a[2], heard.view_as(xa))
-            if joint and self.interaction is not None:
-                xv, xa = self.interaction(xv, xa, normalised(xv, v[0], v[1]), normalised(xa, a[0], a[1]))
+        if joint and self.interaction is not None:
+            if xv is not None:
+                seen = normalised(xv, v[0], v[1])
+            if xa is not None and seen is not None:
+                xv, xa = self.interaction(xv, xa, seen, normalised(xa, a[0], a[1]))
+        if xa is not None:
             xa = torch.addcmul(xa, a[5], self.audio_mlp(normalised(xa, a[3], a[4])))
-        xv = torch.addcmul(xv, v[5], mlp(normalised(xv, v[3], v[4])))
-        return xv, xa
+        if xv is not None:
+            xv = torch.addcmul(xv, v[5], mlp(normalised(xv, v[3], v[4])))
+        return xv, xa, seen
 
 
 class FoldedAttention:
@@ -329,17 +351,20 @@ class FoldedInteraction:
         )
         self.exchange = part.exchange and FoldedExchange(part.exchange, tokens, dtype)
 
-    def __call__(self, xv: Tensor, xa: Tensor, video: Tensor, audio: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens (B, F, N, D) and (B, columns, rows, D) with what their modulated form, beside them, adds to each."""
+    def __call__(self, xv: Tensor | None, xa: Tensor, video: Tensor, audio: Tensor) -> tuple[Tensor | None, Tensor]:
+        """Tokens (B, F, N, D) and (B, columns, rows, D) with what their modulated form, beside them, adds to each.
+
+        Without those of the picture, of which the modulated form was kept, the sound alone.
+        """
         joint_video = (video if self.pool == 1 else self.means @ video) + self.frame_times  # (B, F, N/pool², D)
         joint_audio = audio.flatten(1, 2) + self.column_times  # (B, M, D)
         joint = attend(self.qkv(torch.cat([joint_video.flatten(1, 2), joint_audio], 1)), self.heads)
         for_video, for_audio = joint.split([joint.shape[1] - joint_audio.shape[1], joint_audio.shape[1]], 1)
-        for_video = self.to_video(for_video).view_as(joint_video)
         for_audio = self.to_audio(for_audio).view_as(audio)
-        if self.exchange is not None:
-            from_sound, from_picture = self.exchange(video, audio)
-            for_video, for_audio = for_video + from_sound, for_audio + from_picture
+        from_sound, from_picture = (0, 0) if self.exchange is None else self.exchange(video, audio)
+        if xv is None:
+            return None, xa + (for_audio + from_picture)
+        for_video, for_audio = self.to_video(for_video).view_as(joint_video) + from_sound, for_audio + from_picture
         shape, cell = (*xv.shape[:2], self.side, self.pool, self.side, self.pool, -1), (self.side, 1, self.side, 1)
         return (xv.view(shape) + for_video.unflatten(2, cell)).view_as(xv), xa + for_audio
 
