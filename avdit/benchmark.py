@@ -119,7 +119,8 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12, class_label: str 
         ``seconds_per_clip`` (request to arrays), ``realtime_factor`` (seconds of clip per second of work), ``turbo``
         (both of these with turbo adapters), ``first_picture_s`` (request to the muxed file that the page plays),
         ``first_byte_s`` (the same with turbo adapters, the page's first choice), ``denoiser_forward_ms`` (both halves
-        of guidance) and the ``stages``, each with its spread over ``runs`` and, where a network works, its floor.
+        of guidance) and the ``stages``, each with its spread over ``runs`` and, where a network works, its floor; among
+        them ``sound_for_a_picture``, a clip whose frames are those of a file.
 
     Raises:
         ValueError: for fewer than one run, or a class that does not exist.
@@ -167,6 +168,7 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12, class_label: str 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         stages["mux"] = mux = measure(lambda: results[-1].save(path), runs)
+        stages["sound_for_a_picture"] = measure(lambda: make(steps=steps, video=path), runs)
         if turbo_steps := pipe.turbo_steps(name):
             fast = measure(lambda: make(sampler=TURBO), runs)
             first_byte = measure(lambda: make(sampler=TURBO).save(path), runs)

@@ -243,9 +243,7 @@ def stream(
         return settings_of(now) | asked
 
     generator = torch.Generator().manual_seed(fold_seed(request.seed))
-    for frames, audio in windows(pipe, settings, generator, count, given, turn):
-        # A given video or sound (of one window) stays as it is; the model has only seen what its codec keeps of it.
-        yield (given.get("video", frames), given.get("audio", audio)) if count == 1 else (frames, audio)
+    yield from windows(pipe, settings, generator, count, given, turn)
 
 
 def fold_seed(seed: int) -> int:

@@ -22,6 +22,8 @@ from avdit.packs import PackMixin
 
 GIVEN_GUIDANCE = 0.0  # share of what guidance adds that a picture keeps of which a part is given
 GUIDANCE_END = 0.5  # share of the steps that are guided: in the others guidance adds contrast and costs time
+ETA = 0.7  # new noise of a step; in what follows a first frame all of it is new (docs/trials.md, thirty-third run)
+ETA_FROM_FIRST = 1.0
 SAMPLERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
@@ -191,13 +193,18 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         return (latents - s * predicted) / a
 
     @torch.no_grad()
-    def decode(self, video_latents: Tensor, audio_latents: Tensor, output_type: str = "np") -> tuple[Array, Array]:
-        """Latents to frames (B, F, H, W, 3) in [0, 1] and audio (B, samples)."""
-        frames = self.video_codec.decode(video_latents.to(self.video_codec.dtype)).permute(0, 1, 3, 4, 2) / 2 + 0.5
-        audio = self.audio_codec.decode(audio_latents.to(self.audio_codec.dtype))
+    def decode(
+        self, video_latents: Tensor | None, audio_latents: Tensor | None, output_type: str = "np"
+    ) -> tuple[Array | None, Array | None]:
+        """Latents to frames (B, F, H, W, 3) in [0, 1] and audio (B, samples); None to None."""
+        frames = audio = None
+        if video_latents is not None:
+            frames = self.video_codec.decode(video_latents.to(self.video_codec.dtype)).permute(0, 1, 3, 4, 2) / 2 + 0.5
+        if audio_latents is not None:
+            audio = self.audio_codec.decode(audio_latents.to(self.audio_codec.dtype))
         if output_type == "pt":
             return frames, audio
-        return frames.float().cpu().numpy(), audio.float().cpu().numpy()
+        return tuple(None if part is None else part.float().cpu().numpy() for part in (frames, audio))
 
     @torch.no_grad()
     def __call__(
@@ -210,7 +217,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         guidance_end: float = GUIDANCE_END,
         joint_guidance_scale: float = 5.0,
         temporal_guidance_start: float = 0.25,
-        eta: float = 0.7,
+        eta: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         video: Array | None = None,
         audio: Array | None = None,
@@ -247,7 +254,8 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 they would be without temporal attention, so that frames hold together (after the skipped layers of
                 Hyung et al. 2024, arXiv 2411.18664). Before, it would hold events up.
             eta: Noise that each step adds anew, as the share of DDPM's (Song et al. 2021, arXiv 2010.02502, eq. 16): it
-                washes out errors of the steps before. 0 is none; of the samplers ``ddim`` alone has it.
+                washes out errors of the steps before. 0 is none; of the samplers ``ddim`` alone has it. Left out: 0.7,
+                and 1 where factorized adapters make all that follows a first frame, whose looks stay with any noise.
             generator: CPU generator, or one a clip; the same seed gives the same clip alone or in a batch.
             video: Frames (F, H, W, 3) in [0, 1] that are given: their sound is made.
             audio: Samples (n,) that are given: their picture is made.
@@ -288,7 +296,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 "temporal_guidance_start": temporal_guidance_start,
                 "context_noise": context_noise,
                 "given_guidance": given_guidance,
-                "eta": eta,
+                "eta": eta or 0.0,
                 "audio_lag": audio_lag or 0.0,
             },
             output_type,
@@ -330,6 +338,8 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         in_part = bool(frames.any()) and not bool(frames.all())
         # Of these what is given has settled what varies, so that guidance by the class costs none of it.
         from_first = factorized and in_part
+        if eta is None:
+            eta = ETA_FROM_FIRST if from_first else ETA
         if in_part and not from_first:
             guidance_scale = 1 + given_guidance * (guidance_scale - 1)
         keep_video = frames.view(1, -1, 1, 1, 1)

@@ -58,20 +58,23 @@ def windows(
     Args:
         settings: Asked before each window for the arguments of the pipeline's call (``class_labels`` at least) and
             its ``sampler``, so that all of them can change while the stream runs.
-        given: What the first window starts from: ``video``, ``audio`` or ``image``, as the pipeline takes it.
+        given: What the first window starts from: ``video``, ``audio`` or ``image``, as the pipeline takes it. Video or
+            sound of a single window come back as they were given; the model has only seen what its codec keeps of it.
         turn: Entered for the denoising of each window; several streams share one model by taking turns.
     """
     clip, all_threads = pipe.geometry, own_threads()
     overlap, fade = clip.samples_of(OVERLAP), round(FADE_SECONDS * clip.sampling_rate)
     held: Window | None = None
+    whole = given if given and count == 1 else {}
     halves = pipe._execution_device.type == "cpu" and all_threads > 1
     made = denoised(pipe, settings, generator, count, given, turn, all_threads - all_threads // 2 if halves else None)
     for number, window in enumerate(one_ahead(made) if halves else made, 1):
         alone = not halves or number in (1, count)  # nothing is denoised beside it
         with threads(all_threads if alone else all_threads // 2), window.precision:
             # Of a continuation the first frames are there already.
-            frames, audio = pipe.decode(window.video[:, OVERLAP if window.continues else 0 :], window.audio)
-        part = frames[0], audio[0]
+            video = None if "video" in whole else window.video[:, OVERLAP if window.continues else 0 :]
+            frames, audio = pipe.decode(video, None if "audio" in whole else window.audio)
+        part = whole["video"] if frames is None else frames[0], whole["audio"] if audio is None else audio[0]
         if held is not None:
             part = continued(held, part, fade) if window.continues else dissolved(held, part)
         frames, audio = part

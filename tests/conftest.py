@@ -30,6 +30,9 @@ from avdit.pipeline import AVDiTPipeline
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+if "PYTEST_XDIST_WORKER" in os.environ:  # each has one core, and so have the programs that it starts
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def random_transformer() -> AVDiT:

@@ -18,7 +18,7 @@ from avdit.media import probe, read_audio, read_recipe, read_video
 
 QUICK = {"class_label": "thunder", "steps": 1}
 LOAD = os.environ.get("AVDIT_LOAD") == "1"
-# AVDIT_LOAD=1 does the same with the page's own sampler, and its figures are seen with -s.
+# AVDIT_LOAD=1 does the same with the page's own sampler, and its figures are seen with -n 0 -s.
 WORK = {"sampler": "turbo"} if LOAD else {"steps": 1}
 CLIENTS, REQUESTS = 8, 10
 

@@ -325,7 +325,7 @@ def test_bench_accounts_for_a_clip(tiny_checkpoint):
     # Without the other modality and the other frames there is less to do, and no foley, which is much of so small a
     # model; oneDNN's layers are counted.
     assert 1.2 * one < both < 2 * one
-    assert {"noise", "vocoder", "mux", "clip"} < stages.keys()
+    assert {"noise", "vocoder", "mux", "clip", "sound_for_a_picture"} < stages.keys()
     assert said["peak_memory_mb"] > 100
 
 
