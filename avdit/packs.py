@@ -25,9 +25,8 @@ class Pack:
     """Adapters and the names of the classes that they know, in the order of their class table.
 
     ``steps`` is given for turbo adapters: those that so many steps were distilled into, guidance with them. ``eta`` is
-    the new noise that each of these steps adds, ``shift`` how much closer they lie where there is much noise.
-    ``audio_lag`` is the share of the steps by which sound stays behind the picture (see :class:`AVDiTPipeline` for all
-    three).
+    the new noise that each of these steps adds. ``audio_lag`` is the share of the steps by which sound stays behind the
+    picture (see :class:`AVDiTPipeline` for both).
     ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`), in ``image_steps``
     without guidance where its updates were taught that (training/frames.py). ``compact`` ones are kept in files as
     8-bit differences from other adapters of their classes, in half the size of 16-bit weights.
@@ -41,7 +40,6 @@ class Pack:
     eta: float = 0.0
     image_steps: int | None = None
     audio_lag: float = 0.0
-    shift: float = 1.0
 
     def save(self, folder: Path, base: State | None = None) -> None:
         """Write ``adapters.safetensors`` into ``folder``.

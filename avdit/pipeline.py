@@ -17,7 +17,6 @@ from avdit.models.avdit import AVDiT, Seen
 from avdit.models.config import PortableConfig
 from avdit.models.inference import FoldedAVDiT, can_fold
 from avdit.models.noise import draw_noise
-from avdit.models.schedule import shift_timesteps, step_on
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import PackMixin
 
@@ -25,7 +24,6 @@ GIVEN_GUIDANCE = 0.0  # share of what guidance adds that a picture keeps of whic
 GUIDANCE_END = 0.5  # share of the steps that are guided: in the others guidance adds contrast and costs time
 ETA = 0.7  # new noise of a step; in what follows a first frame all of it is new (docs/trials.md, thirty-third run)
 ETA_FROM_FIRST = 1.0
-SHIFT_FROM_FIRST = 2.0  # of the steps there towards much noise
 SAMPLERS = {"ddim": DDIMScheduler, "dpm++": DPMSolverMultistepScheduler, "unipc": UniPCMultistepScheduler}
 
 
@@ -220,7 +218,6 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         joint_guidance_scale: float = 5.0,
         temporal_guidance_start: float = 0.25,
         eta: float | None = None,
-        shift: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         video: Array | None = None,
         audio: Array | None = None,
@@ -259,9 +256,6 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             eta: Noise that each step adds anew, as the share of DDPM's (Song et al. 2021, arXiv 2010.02502, eq. 16): it
                 washes out errors of the steps before. 0 is none; of the samplers ``ddim`` alone has it. Left out: 0.7,
                 and 1 where factorized adapters make all that follows a first frame, whose looks stay with any noise.
-            shift: How much closer the steps lie to each other where there is much noise, 1 being not at all (see
-                :func:`avdit.models.schedule.shift_timesteps`); of the samplers ``ddim`` alone has it. Left out: 1, and
-                2 where factorized adapters make all that follows a first frame: there bodies find their poses.
             generator: CPU generator, or one a clip; the same seed gives the same clip alone or in a batch.
             video: Frames (F, H, W, 3) in [0, 1] that are given: their sound is made.
             audio: Samples (n,) that are given: their picture is made.
@@ -275,8 +269,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                 contrast, window by window. Guidance of picture and sound by each other stays: without it, events of
                 later windows fall apart. Factorized adapters, whose windows keep their contrast, keep it all.
             latents: Noise of picture and sound, in place of drawing it.
-            turbo: Use the pack's turbo adapters: their own few steps, ``eta`` and ``shift``, no guidance, the sampler
-                ``ddim``.
+            turbo: Use the pack's turbo adapters: their own few steps and ``eta``, no guidance, the sampler ``ddim``.
             audio_lag: Share of the steps by which the sound stays behind the picture, as noisy as that was then: when
                 something is heard is settled in the first steps, in which a picture tells little yet. The picture, once
                 done, waits for it, so that there are as many steps more; where either is given, nothing waits. Adapters
@@ -313,15 +306,13 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             image,
             callback_on_step_end_tensor_inputs,
         )
-        if shift is not None and not 0 < shift <= 100:
-            raise ValueError(f"shift = {shift} must be above 0, and 100 at most")
         if turbo:
             num_inference_steps = self.check_turbo(labels)
             guidance_scale = audio_guidance_scale = joint_guidance_scale = 1.0
         pack, labels = self.pack_of(labels)
         if turbo:
             pack = self.turbo_pack(pack)
-            eta, shift = self._packs[pack].eta, self._packs[pack].shift
+            eta = self._packs[pack].eta
         self.use_pack(pack)
         device, dtype, batch = self._execution_device, self.transformer.dtype, len(labels)
         audio_guidance_scale = guidance_scale if audio_guidance_scale is None else audio_guidance_scale
@@ -349,8 +340,6 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         from_first = factorized and in_part
         if eta is None:
             eta = ETA_FROM_FIRST if from_first else ETA
-        if shift is None:
-            shift = SHIFT_FROM_FIRST if from_first else 1.0
         if in_part and not from_first:
             guidance_scale = 1 + given_guidance * (guidance_scale - 1)
         keep_video = frames.view(1, -1, 1, 1, 1)
@@ -378,8 +367,6 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
 
         # 3. Prepare the timesteps; multistep samplers keep a history, so each modality has its own.
         self.scheduler.set_timesteps(num_inference_steps, device=device)
-        if isinstance(self.scheduler, DDIMScheduler):
-            shift_timesteps(self.scheduler, shift)
         audio_scheduler = copy.deepcopy(self.scheduler)
         no_class = torch.full_like(class_ids, self.transformer.config.num_classes)
         share = self._packs[pack].audio_lag if audio_lag is None else audio_lag
@@ -434,9 +421,11 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
                     # At 1 from pure noise the scheduler takes a root of nought, which rounding can make negative.
                     fresh = [{"eta": min(eta, 0.999), "variance_noise": noise.to(device)} for noise in drawn]
                 if not done:
-                    video_latents = step_on(self.scheduler, video_out, t, video_latents, **fresh[0])
+                    video_latents = self.scheduler.step(video_out, t, video_latents, return_dict=False, **fresh[0])[0]
                 if i >= lag:
-                    audio_latents = step_on(audio_scheduler, audio_out, t_audio, audio_latents, **fresh[1])
+                    audio_latents = audio_scheduler.step(
+                        audio_out, t_audio, audio_latents, return_dict=False, **fresh[1]
+                    )[0]
                 video_latents, audio_latents = given(video_latents, audio_latents, *shown)
                 if callback_on_step_end is not None:
                     tensors = {

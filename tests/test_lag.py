@@ -145,13 +145,12 @@ def after_saving(value):
 def test_stage_teaches_a_turbo_pack_to_wait(tiny_checkpoint, tmp_path):
     model = AVDiTPipeline.from_pretrained(tiny_checkpoint).transformer
     begun = {name: value + 0.01 for name, value in model.adapter_state_dict().items()}
-    Pack(list(CLASSES), begun, steps=4, eta=0.5, shift=2.0).save(tmp_path / "begun")
+    Pack(list(CLASSES), begun, steps=4, eta=0.5).save(tmp_path / "begun")
     config = {"pipeline": str(tiny_checkpoint), "student": str(tmp_path / "begun"), "clips": 1, "audio_lag": 0.5}
     config["train"] = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "learning_rate": 1e-4, "sample_every": 2}
     lag.run(config, tmp_path / "out")
     pack = Pack.load(tmp_path / "out" / "pack")
     assert (pack.classes, pack.steps, pack.eta, pack.audio_lag) == (list(CLASSES), 4, 0.5, 0.5)
-    assert pack.shift == 2
     moved = [name for name, value in pack.state.items() if not torch.equal(value, begun[name].bfloat16())]
     assert any(".temporal." in name for name in moved) and any(".audio_mlp." in name for name in moved)
     assert not any("class_embedder" in name or "foley." in name for name in moved)

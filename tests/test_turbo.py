@@ -9,7 +9,7 @@ from avdit.conditions import middle_blocks
 from avdit.data.scenes import CLASSES, GENRES
 from avdit.generate import Request, generate
 from avdit.models.inference import FoldedAVDiT
-from avdit.models.schedule import shift_timesteps, step_on, xs_scheduler
+from avdit.models.schedule import xs_scheduler
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
 from avdit.training import turbo
@@ -103,29 +103,6 @@ def test_with_new_noise_on_top_the_step_ends_where_the_sampler_expects_it(tiny_p
         torch.testing.assert_close(stepped.double(), wanted, atol=5e-3, rtol=1e-3)
 
 
-@torch.no_grad()
-def test_steps_that_lie_closer_at_much_noise_end_where_the_next_begins(tiny_pipeline):
-    model, shift = tiny_pipeline.transformer, 2.0
-    settings = 1.0, 0.5, 1.0, 1.0, 0.25, 0.0, False, model.config.num_classes
-    teacher = Teacher(model, xs_scheduler(), [1] * 4, *settings, shift=shift)
-    assert teacher.starts.tolist() == [999, 856, 666, 399]  # 2 t / (1 + t) of 1, 3/4, 1/2 and 1/4
-    coarse = xs_scheduler()
-    coarse.set_timesteps(4)
-    shift_timesteps(coarse, shift)
-    for place, time in enumerate(teacher.starts.tolist()):
-        batch = batch_at(tiny_pipeline, time)
-        late = batch.behind(coarse.alphas_cumprod, torch.tensor([0.5]), teacher.starts)
-        assert (late.t_audio == teacher.starts[max(0, place - 2)]).all()
-        own = model(*batch.inputs)
-        for target, v in zip(teacher.targets(batch), own, strict=True):
-            torch.testing.assert_close(target, v, atol=2e-3, rtol=1e-3)  # one step for one step
-        alphas = [*coarse.alphas_cumprod[teacher.starts], torch.ones(())][place : place + 2]
-        (a, s), (a_new, s_new) = ((alpha.sqrt(), (1 - alpha).sqrt()) for alpha in alphas)
-        clean, noise = a * batch.video - s * own[0], s * batch.video + a * own[0]
-        landed = step_on(coarse, own[0], torch.tensor(time), batch.video)
-        torch.testing.assert_close(landed, a_new * clean + s_new * noise, atol=1e-4, rtol=1e-4)
-
-
 @pytest.mark.parametrize(("place", "substeps"), [(1, [2] * 4), (3, [2] * 4), (3, [3, 3, 2, 2]), (2, [1, 1, 3, 3])])
 @torch.no_grad()
 def test_sound_that_stays_behind_is_led_from_where_it_is(tiny_pipeline, place, substeps):
@@ -205,8 +182,7 @@ def test_from_a_first_frame_the_teacher_goes_the_pipelines_way(tiny_pipeline):
     batch.t_audio.fill_(999)
     image = torch.rand(256, 256, 3, generator=torch.Generator().manual_seed(0))
     latents = batch.video.clone(), batch.audio.clone()
-    given = {"image": image, "latents": latents, "factorized": True, "output_type": "latent"}
-    given |= {"eta": 0.0, "shift": 1.0}
+    given = {"image": image, "latents": latents, "factorized": True, "output_type": "latent", "eta": 0.0}
     asked = {"num_inference_steps": 4, "guidance_scale": 2.0, "joint_guidance_scale": 3.0}
     made = tiny_pipeline(5, **asked, **given)
     batch.video[:, :1] = made.frames[:, :1]

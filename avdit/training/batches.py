@@ -156,15 +156,12 @@ class ClipBatch:
         Args:
             alphas: As for :meth:`clips`.
             lag: How much more for each clip, as shares (B,) of the schedule.
-            times: The timesteps (n,) of a sampler, falling, that all clips are at. There a sound is that share of the
-                steps behind.
+            times: Those timesteps (n,) alone that a sound may come to, of which it has the nearest.
         """
         moves = ~(self.given_frames.all(1) | self.given_columns.all(1)).unsqueeze(1) & ~self.given_columns
-        if times is None:
-            later = self.t_audio + (lag * len(alphas)).round().long().unsqueeze(1)
-        else:
-            place = (self.t_audio.unsqueeze(-1) - times).abs().argmin(-1)
-            later = times[(place - (lag * len(times)).round().long().unsqueeze(1)).clamp(min=0)]
+        later = self.t_audio + (lag * len(alphas)).round().long().unsqueeze(1)
+        if times is not None:
+            later = times[(later.unsqueeze(-1) - times).abs().argmin(-1)]
         late = replace(self, t_audio=later.clamp(max=len(alphas) - 1).where(moves, self.t_audio))
         old, new = (each.shares(alphas)[1] for each in (self, late))
         _, clean = self.clips(alphas, self.video_target, self.audio_target)

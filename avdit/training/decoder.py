@@ -27,9 +27,8 @@ from avdit.generate import between, whole
 from avdit.geometry import ClipGeometry
 from avdit.machine import fast_precision
 from avdit.models.features import ImageFeatures, feature_distance
-from avdit.models.schedule import shift_timesteps, step_on
 from avdit.models.video_codec import VideoCodec
-from avdit.pipeline import GUIDANCE_END, SHIFT_FROM_FIRST, AVDiTPipeline
+from avdit.pipeline import GUIDANCE_END, AVDiTPipeline
 from avdit.training.adversary import Adversary
 from avdit.training.codecs import DEFAULTS as CODECS
 from avdit.training.codecs import picture_error
@@ -85,14 +84,11 @@ def remade(
         turbo: By turbo adapters where there are some, with their steps and new noise in place of ``steps`` and ``eta``.
     """
     pack, ids = pipe.pack_of(pipe.label_ids(labels))
-    pipe.use_pack(pack)
-    shift = SHIFT_FROM_FIRST if pipe.factorized else 1.0
     if turbo and (distilled := pipe.turbo_of(labels)):
-        steps, eta, shift = distilled.steps, distilled.eta, distilled.shift
-        pipe.use_pack(pipe.turbo_pack(pack))
+        pack, steps, eta = pipe.turbo_pack(pack), distilled.steps, distilled.eta
+    pipe.use_pack(pack)
     scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
     scheduler.set_timesteps(steps, device=video.device)
-    shift_timesteps(scheduler, shift)
     last = len(scheduler.alphas_cumprod)
     times = [t for i, t in enumerate(scheduler.timesteps) if i >= GUIDANCE_END * steps]
     able = [k for k, t in enumerate(times) if t >= LEAST_NOISE * last] or [0]
@@ -112,7 +108,7 @@ def remade(
         now = t.expand(batch, frames).masked_fill(keep, 0), t.expand(batch, columns)
         out = denoiser(*(x.to(pipe.transformer.dtype) for x in state), *now, classes)
         state = [
-            step_on(scheduler, v.float(), t, x, eta=eta, variance_noise=n)
+            scheduler.step(v.float(), t, x, eta=eta, variance_noise=n).prev_sample
             for v, x, n in zip(out, state, noise(), strict=True)
         ]
     return torch.where(keep.view(1, -1, 1, 1, 1), clean, state[0])

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from avdit.generate import between
 from avdit.models.avdit import AVDiT
-from avdit.models.schedule import shift_timesteps
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.adapters import DEFAULTS as ADAPTERS
@@ -101,7 +100,6 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     if pack:
         model.load_adapter_state_dict(pack.state)
         scheduler.set_timesteps(pack.steps)
-        shift_timesteps(scheduler, pack.shift)
     model.freeze_backbone()
     model.class_embedder.requires_grad_(False)
     if config["parts"]:
@@ -115,7 +113,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         lag = torch.full((trainer.global_batch,), config["audio_lag"])
         if pack is None:  # these are asked for any steps, and by who distils them for none
             lag *= torch.rand(trainer.global_batch, generator=generator)
-        late = batch.behind(diffusion.alphas, trainer.here(lag), starts)
+        late = batch.behind(diffusion.alphas, trainer.here(lag))
         with trainer.accelerator.autocast(), torch.no_grad():
             video_target, _ = teacher(*batch.inputs)
             _, audio_target = teacher(*late.finished(diffusion.alphas).inputs)
@@ -126,7 +124,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     def sheet(path: Path) -> None:
         sampling: dict[str, Any] = {"audio_lag": config["audio_lag"]}
         if pack:
-            sampling |= {"num_inference_steps": pack.steps, "eta": pack.eta, "shift": pack.shift}
+            sampling |= {"num_inference_steps": pack.steps, "eta": pack.eta}
             sampling |= {"guidance_scale": 1.0, "joint_guidance_scale": 1.0}
         sample_sheet(model, data, scheduler, config, path, **sampling)
 
@@ -134,14 +132,13 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer = Trainer(model, partial(loss, data), settings, out, sheet, held_out=checked)
     teacher, device = fast(master, trainer), trainer.accelerator.device
     diffusion = Diffusion(scheduler, device)
-    starts = scheduler.timesteps.to(device) if pack else None  # of the sampler's steps
     batches = ClipBatches.configured(
         config,
         data,
         diffusion,
         trainer,
         dropout=0.0 if pack else ADAPTERS["class_dropout"],  # of which guidance makes use, and turbo does not
-        timesteps=partial(timesteps_of, scheduler.timesteps.cpu()) if pack else diffusion.timesteps,
+        timesteps=partial(timesteps_of, scheduler.timesteps) if pack else diffusion.timesteps,
         shared_noise=model.config.shared_noise,
     )
     if dry_run:

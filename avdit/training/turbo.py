@@ -24,7 +24,6 @@ from avdit.conditions import middle_blocks
 from avdit.generate import Request, between, whole
 from avdit.models.avdit import AVDiT
 from avdit.models.inference import FoldedAVDiT, can_fold
-from avdit.models.schedule import shift_timesteps
 from avdit.packs import Pack
 from avdit.pipeline import GIVEN_GUIDANCE, GUIDANCE_END
 from avdit.training.adapters import DEFAULTS as ADAPTERS
@@ -42,7 +41,7 @@ DEFAULTS = {
     "clips": 160,  # rendered clips a class
     "steps": 4,  # of the student's sampler
     "eta": 0.0,  # new noise that each of them adds, as the pipeline's
-    "shift": 1.0,  # how much closer they lie where there is much noise, as the pipeline's
+    "distilled_eta": None,  # that which its teacher leaves room for; null: as much
     "substeps": 2,  # of its teacher for each of them
     "early_substeps": 4,  # in the first half of them, where events find their moment
     "guidance": Request.guidance,  # of the teacher
@@ -85,7 +84,6 @@ class Teacher:
         eta: New noise of the student's steps. The teacher lands below their ends by as much, from where that noise
             leads back up to them.
         blind: Blocks that are blind in what guidance leads away from, of clips that are made from their first frame.
-        shift: How much closer the student's steps lie where there is much noise.
     """
 
     def __init__(
@@ -103,7 +101,6 @@ class Teacher:
         empty: int,
         eta: float = 0.0,
         blind: Collection[int] = (),
-        shift: float = 1.0,
     ) -> None:
         self.blind = blind
         self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
@@ -111,7 +108,6 @@ class Teacher:
         self.start, self.end, self.temporal_start, self.given = start, end, temporal_start, given
         coarse = copy.deepcopy(scheduler)
         coarse.set_timesteps(len(substeps))
-        shift_timesteps(coarse, shift)
         self.sampler, self.starts, self.substeps = (
             coarse,
             coarse.timesteps,
@@ -220,15 +216,16 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     Raises:
         ValueError: for a pipeline that cannot be distilled, a student's pack that does not fit, steps that are not a
-            whole number from 1 to 1000, an ``eta`` or an ``audio_lag`` that is not from 0 to 1, a ``shift`` that is not
-            from 0.1 to 10, or an adversary's weight that is not from 0 to 10.
+            whole number from 1 to 1000, an ``eta``, ``distilled_eta`` or ``audio_lag`` that is not from 0 to 1, or an
+            adversary's weight that is not from 0 to 10.
     """
     config = {**DEFAULTS, **config}
     for name in ("steps", "substeps", "early_substeps"):
         whole(config[name], name, 1, 1000)
-    for name in ("eta", "audio_lag"):
+    if config["distilled_eta"] is None:
+        config["distilled_eta"] = config["eta"]
+    for name in ("eta", "distilled_eta", "audio_lag"):
         between(config[name], name, 0, 1)
-    between(config["shift"], "shift", 0.1, 10)
     between(config["adversarial_weight"], "adversarial_weight", 0, 10)
     steps = config["steps"]
     substeps = [config["early_substeps"]] * (steps // 2) + [config["substeps"]] * (steps - steps // 2)
@@ -266,7 +263,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     def sheet(path: Path) -> None:
         unguided = {"guidance_scale": 1.0, "joint_guidance_scale": 1.0}
-        unguided |= {name: config[name] for name in ("eta", "audio_lag", "shift")}
+        unguided |= {name: config[name] for name in ("eta", "audio_lag")}
         sample_sheet(model, data, scheduler, config, path, num_inference_steps=steps, **unguided)
 
     checked = partial(loss, held_out) if held_out else None
@@ -291,9 +288,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["given_guidance"],
         config["factorized"],
         len(data.classes),
-        config["eta"],
+        config["distilled_eta"],
         middle_blocks(len(model.backbone.blocks)),
-        config["shift"],
     )
     diffusion = Diffusion(scheduler, trainer.accelerator.device)
     batches = ClipBatches.configured(
@@ -310,6 +306,6 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     trainer.run(resume)
     if trainer.accelerator.is_main_process:
         state = {name: value.to(torch.bfloat16) for name, value in model.adapter_state_dict().items()}
-        told = {name: config[name] for name in ("eta", "audio_lag", "shift")} | first_frames(config)
+        told = {name: config[name] for name in ("eta", "audio_lag")} | first_frames(config)
         Pack(data.classes, state, steps, **told).save(Path(out) / "pack")
     return None
