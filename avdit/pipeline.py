@@ -370,7 +370,8 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         audio_scheduler = copy.deepcopy(self.scheduler)
         no_class = torch.full_like(class_ids, self.transformer.config.num_classes)
         share = self._packs[pack].audio_lag if audio_lag is None else audio_lag
-        lag = 0 if frames.all() or columns.all() else round(share * num_inference_steps)
+        picture_given = bool(frames.all())
+        lag = 0 if picture_given or columns.all() else round(share * num_inference_steps)
 
         # 4. Denoise.
         denoiser, times = self.denoiser(), self.scheduler.timesteps
@@ -383,7 +384,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         self._num_timesteps = num_inference_steps + lag
         with self.progress_bar(total=self._num_timesteps) as bar:
             for i in range(self._num_timesteps):
-                done = i >= num_inference_steps or bool(frames.all())  # with the picture
+                done = picture_given or i >= num_inference_steps  # with the picture
                 t, t_audio = torch.zeros_like(times[0]) if done else times[i], times[max(i - lag, 0)]
                 late, single = (i >= start * num_inference_steps for start in (guidance_start, temporal_guidance_start))
                 scales = (guidance_scale, audio_guidance_scale) if late or single else (joint_guidance_scale,) * 2

@@ -229,10 +229,10 @@ def test_stage_distils_a_student_that_has_begun(tiny_checkpoint, tmp_path):
     Pack(list(CLASSES), begun, steps=4).save(tmp_path / "begun")
     config = {"pipeline": str(tiny_checkpoint), "student": str(tmp_path / "begun"), "clips": 1, "class_table": False}
     config["train"] = {"steps": 2, "batch_size": 2, "warmup_steps": 1, "learning_rate": 1e-4, "sample_every": 0}
-    config["audio_lag"] = 0.25
+    config |= {"audio_lag": 0.25, "eta": 1.0, "distilled_eta": 0.0}
     turbo.run(config, tmp_path / "out")
     pack = Pack.load(tmp_path / "out" / "pack")
-    assert (pack.classes, pack.steps, pack.audio_lag) == (list(CLASSES), 4, 0.25)
+    assert (pack.classes, pack.steps, pack.audio_lag, pack.eta) == (list(CLASSES), 4, 0.25, 1.0)
     for name, value in pack.state.items():  # nearer to where it began than that is to its teacher
         torch.testing.assert_close(value.float(), begun[name], atol=4e-3, rtol=1e-2)
     assert torch.equal(pack.state[table], begun[table].bfloat16())
@@ -281,10 +281,12 @@ def test_they_tell_how_much_new_noise_their_steps_add(tiny_checkpoint, tmp_path)
     assert (generate(again, Request("thunder", seed=1, sampler="turbo")).frames == first.frames).all()
 
 
-@pytest.mark.parametrize("value", [-0.1, 1.5, "0.7", None])
-def test_a_bad_share_of_new_noise_is_said(tiny_checkpoint, tmp_path, value):
-    with pytest.raises(ValueError, match=f"^eta {value!r} must be a number from 0 to 1$"):
-        turbo.run({"pipeline": str(tiny_checkpoint), "eta": value}, tmp_path / "out")
+@pytest.mark.parametrize(
+    ("name", "value"), [("eta", -0.1), ("eta", 1.5), ("eta", "0.7"), ("eta", None), ("distilled_eta", 2)]
+)
+def test_a_bad_share_of_new_noise_is_said(tiny_checkpoint, tmp_path, name, value):
+    with pytest.raises(ValueError, match=f"^{name} {value!r} must be a number from 0 to 1$"):
+        turbo.run({"pipeline": str(tiny_checkpoint), name: value}, tmp_path / "out")
 
 
 @pytest.mark.parametrize(("name", "value"), [("steps", 0), ("substeps", 2.0), ("early_substeps", "4"), ("steps", True)])
