@@ -149,6 +149,18 @@ def is_turbo(path: Path) -> bool:
 class PackMixin:
     """What a pipeline does with its packs: they take turns on the one backbone, and a class chooses its pack."""
 
+    def label_ids(self, class_labels: str | int | Sequence[str | int]) -> list[int]:
+        """Indices of class names or indices.
+
+        Raises:
+            ValueError: for a name that the model does not know.
+        """
+        labels = [class_labels] if isinstance(class_labels, str | int) else list(class_labels)
+        for label in labels:
+            if isinstance(label, str) and label not in self.classes:
+                raise ValueError(f"unknown class {label!r}: choose one of {', '.join(self.classes)}")
+        return [self.classes.index(label) if isinstance(label, str) else int(label) for label in labels]
+
     def set_first_pack(self, name: str, classes: list[str], **facts: Any) -> None:
         """Name the pack whose adapters the model was made with, and how clips are made by it (see :class:`Pack`)."""
         self._packs = {name: Pack(classes, {}, **facts)}  # of the one in use the weights are in the model

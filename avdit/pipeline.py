@@ -145,18 +145,6 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             raise ValueError("turbo adapters need the sampler ddim")
         return steps
 
-    def label_ids(self, class_labels: str | int | Sequence[str | int]) -> list[int]:
-        """Indices of class names or indices.
-
-        Raises:
-            ValueError: for a name that the model does not know.
-        """
-        labels = [class_labels] if isinstance(class_labels, str | int) else list(class_labels)
-        for label in labels:
-            if isinstance(label, str) and label not in self.classes:
-                raise ValueError(f"unknown class {label!r}: choose one of {', '.join(self.classes)}")
-        return [self.classes.index(label) if isinstance(label, str) else int(label) for label in labels]
-
     def denoiser(self) -> Callable[..., tuple[Tensor, Tensor]]:
         """What predicts while sampling: the transformer, or on a CPU its folded form, anew when the weights change."""
         if not can_fold(self.transformer):
