@@ -1,7 +1,6 @@
 """Adapter packs: the adapters of one data set in one file, apart from the backbone that they were trained on."""
 
 import json
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +14,6 @@ from torch import Tensor
 from avdit.checkpoint import PACK_FACTS, PACK_FILE, pack_facts
 from avdit.models.avdit import OPTIONAL
 
-EIGHT_BITS = torch.float8_e4m3fn
 SCALE = ".scale"  # ends the name of what a tensor of 8-bit numbers is multiplied by
 State = dict[str, Tensor]
 
@@ -29,7 +27,7 @@ class Pack:
     picture (see :class:`AVDiTPipeline` for both).
     ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`), in ``image_steps``
     without guidance where its updates were taught that (training/frames.py). ``compact`` ones are kept in files as
-    8-bit differences from other adapters of their classes, in half the size of 16-bit weights.
+    8-bit numbers, in half the size of 16-bit weights; turbo ones as differences from other adapters of their classes.
     """
 
     classes: list[str]
@@ -45,13 +43,15 @@ class Pack:
         """Write ``adapters.safetensors`` into ``folder``.
 
         Raises:
-            ValueError: for a compact pack without the adapters ``base`` that it is to be told from.
+            ValueError: for a compact turbo pack without the adapters ``base`` that it is to be told from.
         """
         state = self.state
-        if self.compact:
+        if self.compact and self.steps:
             if base is None:
-                raise ValueError("a compact pack is saved as differences from other adapters: none were given")
+                raise ValueError("a compact turbo pack is saved as differences from other adapters: none were given")
             state = differences(state, base)
+        if self.compact:
+            state = in_eight_bits(state)
         folder.mkdir(parents=True, exist_ok=True)
         state = {name: value.detach().contiguous().cpu() for name, value in state.items()}
         told = {name: json.dumps(getattr(self, name)) for name in PACK_FACTS}
@@ -62,12 +62,12 @@ class Pack:
         """Read what :meth:`save` wrote.
 
         Args:
-            base: Gives the adapters of the classes named, to which the differences of a compact pack are added. They
-                need not be those that it was saved with: what distillation adds helps on later ones, too.
+            base: Gives the adapters of the classes named, to which the differences of a compact turbo pack are added.
+                They need not be those that it was saved with: what distillation adds helps on later ones, too.
 
         Raises:
-            ValueError: where the file is missing, damaged or does not name its classes; for a compact pack, where there
-                are no adapters to add it to.
+            ValueError: where the file is missing, damaged or does not name its classes; for a compact turbo pack, where
+                there are no adapters to add it to.
         """
         path = Path(folder) / PACK_FILE
         try:
@@ -79,16 +79,16 @@ class Pack:
         if not isinstance(told.get("classes"), list):
             raise ValueError(f"{path} does not name its classes: it is no adapter pack")
         if told.get("compact"):
-            if base is None:
-                raise ValueError(f"{path} holds differences from other adapters, and none were given")
-            state = added(state, base(told["classes"]))
+            state = from_eight_bits(state)
+            if told.get("steps"):
+                if base is None:
+                    raise ValueError(f"{path} holds differences from other adapters, and none were given")
+                state = added(state, base(told["classes"]))
         return cls(state=state, **told)
 
 
 def differences(state: State, base: State) -> State:
-    """What ``state`` has beyond ``base``: its matrices as 8-bit floats, each with a power of two that scales them.
-
-    A single zero tells what is the same in both.
+    """What ``state`` has beyond ``base``, in 32-bit floats; a single zero tells what is the same in both.
 
     Raises:
         ValueError: naming the first key that one of them has and the other has not, but for what a pack may lack.
@@ -98,15 +98,7 @@ def differences(state: State, base: State) -> State:
     told = {}
     for name, value in state.items():
         change = value.detach().float() - base[name].float().to(value.device)
-        if not change.any():
-            told[name] = torch.zeros((), dtype=torch.bfloat16)
-            continue
-        if change.ndim < 2:
-            told[name] = change.to(torch.bfloat16)
-            continue
-        most = change.abs().max().item() / torch.finfo(EIGHT_BITS).max
-        scale = 2.0 ** math.ceil(math.log2(most))
-        told[name], told[name + SCALE] = (change / scale).to(EIGHT_BITS), torch.tensor(scale)
+        told[name] = change if change.any() else torch.zeros(())
     return told
 
 
@@ -117,14 +109,36 @@ def added(told: State, base: State) -> State:
         ValueError: naming the first key that one of them has and the other has not, but for what a pack may lack.
     """
     same = {name: torch.zeros(()) for name in optional(base)}
-    nothing = {name for name in optional(told) if not told[name].ndim and not name.endswith(SCALE)}
+    nothing = {name for name in optional(told) if not told[name].ndim}
     told = {name: change for name, change in {**same, **told}.items() if name in base or name not in nothing}
-    expect_same({name.removesuffix(SCALE) for name in told}, base)
-    state = {}
-    for name, change in told.items():
-        if not name.endswith(SCALE):
-            state[name] = base[name].float() + change.float().to(base[name].device) * told.get(name + SCALE, 1.0)
-    return state
+    expect_same(told, base)
+    return {name: base[name].float() + change.float().to(base[name].device) for name, change in told.items()}
+
+
+def in_eight_bits(state: State) -> State:
+    """Matrices as 8-bit integers with what each row is multiplied by, or each column where these are fewer.
+
+    Vectors, which are small, are 16-bit floats. A deviation is less than a hundredth of a weight's usual size.
+    """
+    told = {}
+    for name, value in state.items():
+        if value.ndim < 2:
+            told[name] = value.to(torch.bfloat16)
+            continue
+        rows = value.detach().float().flatten(1)
+        scale = rows.abs().amax(int(rows.shape[0] < rows.shape[1]), keepdim=True).clamp(min=1e-12) / 127
+        told[name], told[name + SCALE] = (rows / scale).round().to(torch.int8).view(value.shape), scale
+    return told
+
+
+def from_eight_bits(told: State) -> State:
+    """What :func:`in_eight_bits` told, in 32-bit floats."""
+    scales = {name: told[name + SCALE] for name in told if name + SCALE in told}
+    state = {name: value.float() for name, value in told.items() if not name.endswith(SCALE)}
+    return {
+        name: (value.flatten(1) * scales[name]).view(value.shape) if name in scales else value
+        for name, value in state.items()
+    }
 
 
 def optional(state: State) -> State:
@@ -189,7 +203,7 @@ class PackMixin:
             self.register_modules(transformer=model)
         for name in others:
             pack = self._packs[name]
-            pack.save(Path(folder) / "packs" / name, self.adapters_of(pack.classes) if pack.compact else None)
+            pack.save(Path(folder) / "packs" / name, self.adapters_of(pack.classes) if pack.steps else None)
 
     @property
     def packs(self) -> dict[str, list[str]]:

@@ -97,6 +97,31 @@ def test_compact_packs_make_nearly_the_same_clips(pipe, tmp_path):
         Pack.load(alone, lambda classes: dict(list(own.items())[1:]))
 
 
+def test_compact_joint_packs_need_no_others(pipe, tmp_path):
+    """Adapters for guided steps are kept as 8-bit numbers of their own; what they make hardly changes."""
+    dance = other_pack(pipe)
+    sizes = {}
+    for name, pack in (
+        ("full", replace(dance, state={k: v.bfloat16() for k, v in dance.state.items()})),
+        ("half", dance),
+    ):
+        into = copy.deepcopy(pipe)
+        into.add_pack("dance", replace(pack, compact=name == "half"))
+        into.add_pack("dance-turbo", replace(dance, state={k: 1.01 * v for k, v in dance.state.items()}, steps=2))
+        into.save_pretrained(tmp_path / name)
+        sizes[name] = (tmp_path / name / "packs" / "dance" / PACK_FILE).stat().st_size
+    assert sizes["half"] < 0.65 * sizes["full"]
+    pipe.add_pack("dance", dance)
+    other, made = clip(pipe, "thunder"), clip(pipe, "house")
+    again = AVDiTPipeline.from_pretrained(tmp_path / "half")
+    restored = clip(again, "house")
+    far, near = ((sample.frames - made.frames).abs().mean() for sample in (other, restored))
+    assert 0 < near < 0.03 * far
+    again.save_pretrained(tmp_path / "twice")
+    twice = AVDiTPipeline.from_pretrained(tmp_path / "twice")
+    assert torch.allclose(clip(twice, "house").frames, restored.frames, atol=1e-4)
+
+
 def test_compact_packs_take_no_room_for_what_did_not_change(pipe, tmp_path):
     own = pipe.transformer.adapter_state_dict()
     name = "audio_final.linear.weight"
