@@ -78,13 +78,15 @@ def test_a_pack_keeps_in_how_many_steps_its_first_frames_are_made(one_pack, tmp_
     assert again.image_steps == 4
 
 
-def test_a_killed_run_goes_on(one_pack, tmp_path):
-    for steps, folder in ((2, "whole"), (1, "parts"), (2, "parts")):
+@pytest.mark.parametrize("shown", [0.0, 0.5])
+def test_a_killed_run_goes_on(one_pack, tmp_path, shown):
+    for steps, folder in ((4, "whole"), (2, "parts"), (4, "parts")):
         train = {**TRAIN, "final_rate": 1.0, "steps": steps}
         torch.manual_seed(0)
-        frames.run(config(one_pack, tmp_path, train=train), tmp_path / folder, resume=True)
+        frames.run(config(one_pack, tmp_path, shown_weight=shown, train=train), tmp_path / folder, resume=True)
     whole, parts = (load_file(tmp_path / folder / "state.safetensors") for folder in ("whole", "parts"))
-    assert any(name.startswith("beside.exp_avg.") for name in whole)
+    for judge, wanted in (("noised", True), ("shown", shown > 0)):
+        assert any(name.startswith(f"beside.{judge}.exp_avg.") for name in whole) == wanted
     torch.testing.assert_close(parts, whole)
 
 
@@ -111,6 +113,7 @@ def test_a_model_that_predicts_noise_is_refused(one_pack, tmp_path):
     [
         ({"steps": 0}, "steps"),
         ({"adversarial_weight": 11}, "adversarial_weight 11 must be"),
+        ({"shown_weight": -1}, "shown_weight -1 must be"),
         ({"image_rank": 0}, "no updates for images: give image_rank"),
         ({"pipeline": "nowhere"}, "nowhere is not a pipeline folder"),
     ],

@@ -9,7 +9,14 @@ from torch import nn
 from avdit.models.schedule import xs_scheduler
 from avdit.training import adapters
 from avdit.training.adapters import own_states
-from avdit.training.pictures import FEATURE_WIDTHS, JUDGED, PAIRS, FeatureDiscriminator, PictureAdversary
+from avdit.training.pictures import (
+    FEATURE_WIDTHS,
+    JUDGED,
+    PAIRS,
+    FeatureDiscriminator,
+    ImageAdversary,
+    PictureAdversary,
+)
 from avdit.training.trainer import Trainer, TrainerConfig
 
 ALPHAS = xs_scheduler().alphas_cumprod
@@ -116,6 +123,24 @@ def test_it_moves_the_picture_alone_and_nothing_that_is_given(tmp_path, tiny_pip
     assert push.norm() > 0.01 * plain.norm() and not push[:, :8].any()
     torch.testing.assert_close(heard_too, heard)
     assert all(parameter.grad is None for parameter in tiny_pipeline.video_codec.parameters())
+
+
+def test_smeared_images_are_known_by_how_they_are_shown(tmp_path, tiny_pipeline):
+    torch.manual_seed(0)
+    codec, told = tiny_pipeline.video_codec, []
+    judge = ImageAdversary(trainer(tmp_path, batch_size=4), codec, 3, 0.25, 0)
+    shape, labels = (4, *tiny_pipeline.geometry.video_latent_shape), torch.tensor([0, 1, 2, 3])
+    for step in range(20):
+        real = drawn(*shape, seed=step)
+        velocity = real.mean((2, 3), keepdim=True).expand(shape).clone().requires_grad_()
+        (size,) = torch.autograd.grad(velocity.square().mean(), velocity)
+        held = (velocity - velocity.detach()).square().mean()  # asks for nothing
+        found = judge(velocity, real, velocity, labels, held, torch.Generator().manual_seed(step), step)
+        told.append(found["told"].item())
+    found["loss"].backward()
+    assert sum(told[-5:]) / 5 > 0.8
+    assert (velocity.grad.norm() / size.norm()).item() == pytest.approx(0.25, rel=1e-3)
+    assert all(parameter.grad is None for parameter in codec.parameters())
 
 
 def test_adapters_learn_beside_it_and_a_killed_run_goes_on(tiny_checkpoint, tmp_path):

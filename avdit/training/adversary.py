@@ -154,7 +154,8 @@ class Adversary:
         # What both make of the outputs is all that the model behind them needs to know.
         owns = torch.autograd.grad(loss, outputs, retain_graph=True)
         measured = owns if measure is None else torch.autograd.grad(measure, outputs)
-        pushes = torch.autograd.grad(wrong, outputs, allow_unused=True, materialize_grads=True)  # some it may not see
+        # Some it may not see. What leads from the outputs to what is judged is kept, for a second adversary.
+        pushes = torch.autograd.grad(wrong, outputs, retain_graph=True, allow_unused=True, materialize_grads=True)
         pulls = []
         for part, own, ruler, other in zip(outputs, owns, measured, pushes, strict=True):
             sizes = torch.stack([ruler.float().square().sum(), other.float().square().sum()])

@@ -5,6 +5,9 @@
 Where the first frame of a clip is made alone, all that follows has its faults: a third arm stays. Here an adversary
 (noised.py) says what each of a few steps may lead to. The updates for images alone train. The less noise there is, the
 more are they held to what they predicted before.
+
+``"shown_weight": 0.5`` adds another one for the last steps, which make what is fine: it judges their images as the
+decoder shows them (pictures.py).
 """
 
 import copy
@@ -21,6 +24,7 @@ from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
 from avdit.training.data import TrainingData, training_data
 from avdit.training.images import Images, give_updates
 from avdit.training.noised import NoisedAdversary
+from avdit.training.pictures import ImageAdversary
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, processes, trainer_config
 
@@ -29,9 +33,10 @@ DEFAULTS = {
     "pack": "landscape",
     "clips": 160,  # rendered clips a class
     "factorized": None,  # as the pipeline
-    "image_rank": 0,  # of the updates for images; 0: as the pipeline
+    "image_rank": 0,  # of the updates for images, which may rise; 0: as the pipeline
     "steps": 8,
     "adversarial_weight": 0.5,  # as a share of the velocity's own size
+    "shown_weight": 0.0,  # the same of another one, which judges what the last steps lead to as the decoder shows it
     "class_repeats": {},
     "train": {
         "steps": 4000,
@@ -45,6 +50,45 @@ DEFAULTS = {
     },
 }
 ADVERSARY_WARMUP = 30  # steps in which its weight rises
+SHOWN_MOST = 0.4  # most noise, as a share of the schedule, from which a step's images are shown
+SHOWN_DRAWS = 0.75  # share of the training steps that are about these, where they are
+
+
+class FrameAdversaries:
+    """The adversary of noised frames and, where there is one, that of shown ones; saved as one."""
+
+    def __init__(self, noised: NoisedAdversary, shown: ImageAdversary | None) -> None:
+        self.parts = {"noised": noised, **({"shown": shown} if shown else {})}
+
+    def __call__(
+        self,
+        velocity: Tensor,
+        real: Tensor,
+        made: Tensor,
+        labels: Tensor,
+        end: int,
+        late: bool,
+        loss: Tensor,
+        generator: torch.Generator,
+        step: int,
+    ) -> dict[str, Tensor]:
+        """What both make of ``loss``, that of shown images only of ``late`` steps (see :class:`NoisedAdversary`)."""
+        told = self.parts["noised"](velocity, real, made, labels, end, loss, generator, step)
+        if not late or "shown" not in self.parts:
+            return told
+        shown = self.parts["shown"](velocity, real, made, labels, told["loss"], generator, step)
+        return {"loss": shown["loss"], "told": told["told"], "told_shown": shown["told"]}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Weights of both and what their optimisers know of them, as flat tensors."""
+        told = {name: part.state_dict() for name, part in self.parts.items()}
+        return {f"{name}.{key}": value for name, part in told.items() for key, value in part.items()}
+
+    def load_state_dict(self, told: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` told."""
+        for name, part in self.parts.items():
+            own = {key: value for key, value in told.items() if key.startswith(f"{name}.")}
+            part.load_state_dict({key.removeprefix(f"{name}."): value for key, value in own.items()})
 
 
 def drawn_frames(data: TrainingData, trainer: Trainer, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -63,12 +107,13 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     A dry run says what that would cost and writes nothing.
 
     Raises:
-        ValueError: where nothing would train, the pipeline predicts no velocity or has updates of another rank, or a
+        ValueError: where nothing would train, the pipeline predicts no velocity or has updates of a higher rank, or a
             number is out of range.
     """
     config = {**DEFAULTS, **config}
     whole(config["steps"], "steps", 1, 1000)
-    between(config["adversarial_weight"], "adversarial_weight", 0, 10)
+    for name in ("adversarial_weight", "shown_weight"):
+        between(config[name], name, 0, 10)
     config, classes, scheduler = from_pipeline(config)
     if scheduler.config.prediction_type != "v_prediction":
         raise ValueError("few steps are taught to a model that predicts the velocity")
@@ -84,6 +129,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     model.model.image_parts().requires_grad_(True)
     scheduler.set_timesteps(config["steps"])
     times = scheduler.timesteps.tolist()
+    last = [place for place, time in enumerate(times) if time <= SHOWN_MOST * times[0]]
     pipe.register_modules(video_codec=data.video_codec)
     pipe.set_facts(image_steps=config["steps"])
 
@@ -96,6 +142,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         real, labels = drawn_frames(data, trainer, generator)
         place = int(torch.randint(config["steps"], (), generator=generator))
+        if config["shown_weight"] and last and torch.rand((), generator=generator) < SHOWN_DRAWS:
+            place = last[place % len(last)]
         rows = trainer.draws()
 
         def noise() -> Tensor:
@@ -111,7 +159,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
             velocity, made = led_to(module, state, times[place], labels)
         kept = alphas[times[place]] * (velocity - held).square().mean()
         end = [*times, 0][place + 1]
-        told = trainer.beside(velocity, real, made, labels, end, kept, generator, step)
+        told = trainer.beside(velocity, real, made, labels, end, place in last, kept, generator, step)
         return {**told, "kept": kept.detach()}
 
     def sheet(path: Path) -> None:
@@ -123,9 +171,13 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     trainer = Trainer(model, loss, settings, out, sheet)
     alphas = scheduler.alphas_cumprod.to(trainer.accelerator.device)
-    trainer.beside = NoisedAdversary(
-        trainer, begun.model.backbone, len(data.classes), alphas, config["adversarial_weight"], ADVERSARY_WARMUP
+    count, shown = len(data.classes), None
+    if config["shown_weight"]:
+        shown = ImageAdversary(trainer, data.video_codec, count, config["shown_weight"], ADVERSARY_WARMUP)
+    noised = NoisedAdversary(
+        trainer, begun.model.backbone, count, alphas, config["adversarial_weight"], ADVERSARY_WARMUP
     )
+    trainer.beside = FrameAdversaries(noised, shown)
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
     trainer.run(resume)

@@ -17,6 +17,7 @@ import torch
 from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
+from avdit.models.adapters import LoRA
 from avdit.models.avdit import AVDiT
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
@@ -31,7 +32,7 @@ DEFAULTS = {
     "clips": 160,  # rendered clips a class
     "factorized": None,  # as the pipeline
     "class_table": True,  # trains; without class_dropout the row of no class stays as it is
-    "image_rank": 0,  # of the updates for images, which train, too; 0: they stay as they are, or are none
+    "image_rank": 0,  # of the updates for images, which train, too; may rise; 0: they stay as they are, or are none
     "class_dropout": 0.0,
     "moving_weight": 3.0,  # as the backbone
     "class_repeats": {},
@@ -61,16 +62,27 @@ class Images(nn.Module):
 
 
 def give_updates(pipe: AVDiTPipeline, rank: int) -> None:
-    """Give the model of ``pipe`` updates for images of ``rank``, which change nothing yet, where it has none; 0: none.
+    """Give the model of ``pipe`` updates for images of ``rank``, or more of them; 0: as it is.
+
+    Those that are new change nothing yet.
 
     Raises:
-        ValueError: where it has some of another rank.
+        ValueError: where it has some of a higher rank.
     """
-    known = pipe.transformer.config.image_rank
-    if rank and known and rank != known:
-        raise ValueError(f"image_rank {rank} differs from the pipeline's, which is {known}")
-    if rank and not known:
-        pipe.register_modules(transformer=pipe.transformer.with_parts(image_rank=rank))
+    model = pipe.transformer
+    known = model.config.image_rank
+    if rank and rank < known:
+        raise ValueError(f"image_rank {rank} is less than the pipeline's, which is {known}")
+    if rank <= known:
+        return
+    wider = model.with_parts(image_rank=0).with_parts(image_rank=rank)
+    if known:
+        for old, new in zip(model.image_parts().modules(), wider.image_parts().modules(), strict=True):
+            if isinstance(old, LoRA):
+                with torch.no_grad():
+                    new.down.weight[:known] = old.down.weight
+                    new.up.weight[:, :known] = old.up.weight
+    pipe.register_modules(transformer=wider)
 
 
 def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) -> dict[str, Any] | None:
@@ -79,7 +91,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     A dry run says what that would cost and writes nothing.
 
     Raises:
-        ValueError: where nothing would train, or the pipeline has updates of another rank.
+        ValueError: where nothing would train, or the pipeline has updates of a higher rank.
     """
     config = {**DEFAULTS, **config}
     config, classes, scheduler = from_pipeline(config)

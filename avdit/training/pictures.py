@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avdit.models.features import ImageFeatures, feature_distance
 from avdit.models.video_codec import VideoCodec
-from avdit.training.adversary import ClipAdversary, by_class
+from avdit.training.adversary import Adversary, ClipAdversary, by_class
 from avdit.training.batches import ClipBatch
 from avdit.training.trainer import Trainer
 
@@ -85,6 +85,56 @@ class Shown(nn.Module):
         return self.codec.reconstruct(self.codec.denormalise(latents))
 
 
+class ShownFeatures(nn.Module):
+    """ImageNet features of pictures as a codec, whose weights stay as they are, shows their latents."""
+
+    def __init__(self, codec: VideoCodec) -> None:
+        super().__init__()
+        self.shown = Shown(codec.requires_grad_(False)).to(memory_format=torch.channels_last)
+        self.features = ImageFeatures()
+
+    def forward(self, latents: Tensor) -> list[Tensor]:
+        """Feature maps of pictures, told by their latents (N, C, h, w)."""
+        return self.features(self.shown(latents))
+
+
+class ImageAdversary(Adversary):
+    """An adversary that judges single images, which stand for no rendered one, as the decoder shows them.
+
+    Args:
+        codec: Shows latents; its weights stay as they are.
+        num_classes: Classes that it knows.
+    """
+
+    def __init__(self, trainer: Trainer, codec: VideoCodec, num_classes: int, weight: float, warmup: int) -> None:
+        super().__init__(trainer, FeatureDiscriminator(FEATURE_WIDTHS, num_classes=num_classes), weight, warmup)
+        self.features = ShownFeatures(codec).to(self.accelerator.device)
+
+    def __call__(
+        self,
+        velocity: Tensor,
+        real: Tensor,
+        made: Tensor,
+        labels: Tensor,
+        loss: Tensor,
+        generator: torch.Generator,
+        step: int,
+    ) -> dict[str, Tensor]:
+        """What :meth:`judged` makes of ``loss``; the adversary's weight is a share of the velocities' size.
+
+        Args:
+            velocity: From which alone ``loss`` and ``made`` were computed, (N, C, h, w).
+            real: Latents of frames of rendered clips, (N, C, h, w).
+            made: Latents of images that the student was led to.
+            labels: Classes of both, (N,).
+        """
+        with self.accelerator.autocast():
+            with torch.no_grad():
+                wanted = scaled([m.float() for m in self.features(real)])
+            found = scaled([m.float() for m in self.features(made)])
+        return self.judged((velocity,), wanted, found, (labels,), loss, generator, step, velocity.square().mean())
+
+
 class PictureAdversary(ClipAdversary):
     """An adversary that judges pairs of frames next to each other as the decoder shows them: their looks and changes.
 
@@ -100,8 +150,7 @@ class PictureAdversary(ClipAdversary):
     ) -> None:
         widths = tuple(2 * width for width in FEATURE_WIDTHS)
         super().__init__(trainer, FeatureDiscriminator(widths), alphas, weight, warmup)
-        self.shown = Shown(codec.requires_grad_(False)).to(memory_format=torch.channels_last)
-        self.features = ImageFeatures().to(self.accelerator.device)
+        self.features = ShownFeatures(codec).to(self.accelerator.device)
         self.perceptual = perceptual
 
     def chosen(self, batch: ClipBatch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -118,7 +167,7 @@ class PictureAdversary(ClipAdversary):
     def seen(self, latents: Tensor) -> list[Tensor]:
         """Feature maps of frames (n, C, h, w) as they are shown."""
         with self.accelerator.autocast():
-            return self.features(self.shown(latents))
+            return self.features(latents)
 
     def __call__(
         self, batch: ClipBatch, video: Tensor, audio: Tensor, loss: Tensor, generator: torch.Generator, step: int

@@ -41,7 +41,7 @@ DEFAULTS: dict[str, Any] = {
     "backbone": {},
     # Of the pack whose first frames are made alone: what its images have beyond the backbone's.
     "dance-images": {"class_table": False, "class_dropout": 0.1, "train": {"learning_rate": 1e-3, "optimiser": "muon"}},
-    "dance-frames": {},  # in few steps, none of which blends two poses
+    "dance-frames": {"shown_weight": 1.0},  # in few steps, none of which blends two poses, and crisp
     # What the sound may be, told from the picture: steps and splashes; the beat.
     "landscape-foley": {"train": {"steps": 1800}},
     "dance-foley": {},
