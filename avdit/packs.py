@@ -132,7 +132,7 @@ def in_eight_bits(state: State) -> State:
 
 
 def from_eight_bits(told: State) -> State:
-    """What :func:`in_eight_bits` told, in 32-bit floats."""
+    """What :func:`in_eight_bits` told, in 32-bit floats; packs of before are 8-bit floats with one scale each."""
     scales = {name: told[name + SCALE] for name in told if name + SCALE in told}
     state = {name: value.float() for name, value in told.items() if not name.endswith(SCALE)}
     return {
