@@ -6,6 +6,7 @@ from test_adversary import drawn
 from torch import nn
 
 from avdit.models.schedule import xs_scheduler
+from avdit.training.adversary import Led
 from avdit.training.noised import LEAST, NoisedAdversary, TokenFeatures
 from avdit.training.trainer import Trainer, TrainerConfig
 
@@ -42,7 +43,7 @@ def test_frames_are_judged_in_about_the_noise_to_which_a_step_leads(tmp_path, ti
     for step in range(10):
         velocity = drawn(*shape, seed=step).requires_grad_()
         draw = torch.Generator().manual_seed(step)
-        judge(velocity, drawn(*shape), velocity, labels, end, velocity.square().mean(), draw, 1)
+        judge(Led(velocity, velocity, drawn(*shape), labels), end, velocity.square().mean(), draw, 1)
     levels = torch.stack(seen)
     assert torch.equal(levels[::2], levels[1::2])  # of both alike
     assert least - 1 <= levels.min() < levels.max() <= most and len(levels.unique()) > 10
@@ -56,7 +57,7 @@ def test_its_gradient_is_a_share_of_the_velocities_whatever_the_loss(tmp_path, t
     held = (velocity - velocity.detach()).square().mean()
     labels = torch.tensor([0, 1, 2, 0])
     judge = adversary(tmp_path, tiny_pipeline, 0.25)
-    told = judge(velocity, drawn(*shape, seed=1), velocity, labels, 600, held, torch.Generator(), 5)
+    told = judge(Led(velocity, velocity, drawn(*shape, seed=1), labels), 600, held, torch.Generator(), 5)
     told["loss"].backward()
     assert (velocity.grad.norm() / size.norm()).item() == pytest.approx(0.25, rel=1e-3)
     assert all(parameter.grad is None for parameter in tiny_pipeline.transformer.backbone.parameters())
@@ -69,5 +70,5 @@ def test_smeared_frames_are_known(tmp_path, tiny_pipeline):
         real = drawn(*shape, seed=step)
         velocity = real.mean((2, 3), keepdim=True).expand(shape).clone().requires_grad_()
         loss, labels = velocity.square().mean(), torch.zeros(4, dtype=torch.long)
-        told.append(judge(velocity, real, velocity, labels, 0, loss, generator, step)["told"].item())
+        told.append(judge(Led(velocity, velocity, real, labels), 0, loss, generator, step)["told"].item())
     assert sum(told[-5:]) / 5 > 0.8

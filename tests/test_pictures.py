@@ -9,6 +9,7 @@ from torch import nn
 from avdit.models.schedule import xs_scheduler
 from avdit.training import adapters
 from avdit.training.adapters import own_states
+from avdit.training.adversary import Led
 from avdit.training.pictures import (
     FEATURE_WIDTHS,
     JUDGED,
@@ -135,7 +136,7 @@ def test_smeared_images_are_known_by_how_they_are_shown(tmp_path, tiny_pipeline)
         velocity = real.mean((2, 3), keepdim=True).expand(shape).clone().requires_grad_()
         (size,) = torch.autograd.grad(velocity.square().mean(), velocity)
         held = (velocity - velocity.detach()).square().mean()  # asks for nothing
-        found = judge(velocity, real, velocity, labels, held, torch.Generator().manual_seed(step), step)
+        found = judge(Led(velocity, velocity, real, labels), held, torch.Generator().manual_seed(step), step)
         told.append(found["told"].item())
     found["loss"].backward()
     assert sum(told[-5:]) / 5 > 0.8

@@ -5,6 +5,8 @@ their mean: pictures that are soft and motion that drifts. An adversary is conte
 clip's (adversarial diffusion distillation: Sauer et al. 2023, arXiv 2311.17042; in latents: 2024, arXiv 2403.12015).
 """
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -67,6 +69,15 @@ class Discriminator(nn.Module):
 def by_class(seen: Tensor, classes: Tensor) -> Tensor:
     """What classes (B, C) add to the verdicts on features (B, C, ...) of every place, (B, ...)."""
     return (seen * classes.view(*classes.shape, *(1,) * (seen.ndim - 2))).sum(1) / seen.shape[1] ** 0.5
+
+
+class Led(NamedTuple):
+    """Images to which a step of a student leads, and such as they should be like."""
+
+    velocity: Tensor  # from which alone all losses of the step are computed, (N, C, h, w)
+    made: Tensor  # latents of the images that it leads to, (N, C, h, w)
+    real: Tensor  # latents of frames of rendered clips, (N, C, h, w)
+    labels: Tensor  # classes of both, (N,)
 
 
 class Adversary:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from avdit.generate import between, whole
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
+from avdit.training.adversary import Led
 from avdit.training.data import TrainingData, training_data
 from avdit.training.images import Images, give_updates
 from avdit.training.noised import NoisedAdversary
@@ -61,22 +62,13 @@ class FrameAdversaries:
         self.parts = {"noised": noised, **({"shown": shown} if shown else {})}
 
     def __call__(
-        self,
-        velocity: Tensor,
-        real: Tensor,
-        made: Tensor,
-        labels: Tensor,
-        end: int,
-        late: bool,
-        loss: Tensor,
-        generator: torch.Generator,
-        step: int,
+        self, led: Led, end: int, late: bool, loss: Tensor, generator: torch.Generator, step: int
     ) -> dict[str, Tensor]:
         """What both make of ``loss``, that of shown images only of ``late`` steps (see :class:`NoisedAdversary`)."""
-        told = self.parts["noised"](velocity, real, made, labels, end, loss, generator, step)
+        told = self.parts["noised"](led, end, loss, generator, step)
         if not late or "shown" not in self.parts:
             return told
-        shown = self.parts["shown"](velocity, real, made, labels, told["loss"], generator, step)
+        shown = self.parts["shown"](led, told["loss"], generator, step)
         return {"loss": shown["loss"], "told": told["told"], "told_shown": shown["told"]}
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -159,7 +151,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
             velocity, made = led_to(module, state, times[place], labels)
         kept = alphas[times[place]] * (velocity - held).square().mean()
         end = [*times, 0][place + 1]
-        told = trainer.beside(velocity, real, made, labels, end, place in last, kept, generator, step)
+        led = Led(velocity, made, real, labels)
+        told = trainer.beside(led, end, place in last, kept, generator, step)
         return {**told, "kept": kept.detach()}
 
     def sheet(path: Path) -> None:

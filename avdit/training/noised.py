@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from avdit.models.dit import DiT
-from avdit.training.adversary import Adversary
+from avdit.training.adversary import Adversary, Led
 from avdit.training.pictures import FeatureDiscriminator, scaled
 from avdit.training.trainer import Trainer
 
@@ -63,24 +63,10 @@ class NoisedAdversary(Adversary):
         with self.accelerator.autocast():
             return scaled(self.features(share.sqrt() * images + (1 - share).sqrt() * noise, levels))
 
-    def __call__(
-        self,
-        velocity: Tensor,
-        real: Tensor,
-        made: Tensor,
-        labels: Tensor,
-        end: int,
-        loss: Tensor,
-        generator: torch.Generator,
-        step: int,
-    ) -> dict[str, Tensor]:
+    def __call__(self, led: Led, end: int, loss: Tensor, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         """What :meth:`judged` makes of ``loss``; the adversary's weight is a share of the velocities' size.
 
         Args:
-            velocity: From which alone ``loss`` and ``made`` were computed, (N, C, h, w).
-            real: Frames of rendered clips, (N, C, h, w).
-            made: Images that the student was led to.
-            labels: Classes of both, (N,).
             end: Timestep to which the step leads; 0 for the last one.
         """
         trainer = self.trainer
@@ -88,10 +74,10 @@ class NoisedAdversary(Adversary):
         levels = (end * (LEAST + (1 - LEAST) * drawn) if end else LAST * len(self.alphas) * drawn).long()
         # Each row has its own generator, so that its noise does not depend on the process that it falls to.
         seeds = trainer.mine(torch.randint(1 << 31, (trainer.global_batch,), generator=generator)).tolist()
-        noise = [torch.randn(real.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        noise = torch.stack(noise).to(real.device)
+        noise = [torch.randn(led.real.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        noise = torch.stack(noise).to(led.real.device)
         with torch.no_grad():
-            wanted = self.seen(real, noise, levels)
-        found = self.seen(made, noise, levels)
-        size = velocity.square().mean()
-        return self.judged((velocity,), wanted, found, (labels,), loss, generator, step, size)
+            wanted = self.seen(led.real, noise, levels)
+        found = self.seen(led.made, noise, levels)
+        size = led.velocity.square().mean()
+        return self.judged((led.velocity,), wanted, found, (led.labels,), loss, generator, step, size)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from avdit.models.features import ImageFeatures, feature_distance
 from avdit.models.video_codec import VideoCodec
-from avdit.training.adversary import Adversary, ClipAdversary, by_class
+from avdit.training.adversary import Adversary, ClipAdversary, Led, by_class
 from avdit.training.batches import ClipBatch
 from avdit.training.trainer import Trainer
 
@@ -110,29 +110,14 @@ class ImageAdversary(Adversary):
         super().__init__(trainer, FeatureDiscriminator(FEATURE_WIDTHS, num_classes=num_classes), weight, warmup)
         self.features = ShownFeatures(codec).to(self.accelerator.device)
 
-    def __call__(
-        self,
-        velocity: Tensor,
-        real: Tensor,
-        made: Tensor,
-        labels: Tensor,
-        loss: Tensor,
-        generator: torch.Generator,
-        step: int,
-    ) -> dict[str, Tensor]:
-        """What :meth:`judged` makes of ``loss``; the adversary's weight is a share of the velocities' size.
-
-        Args:
-            velocity: From which alone ``loss`` and ``made`` were computed, (N, C, h, w).
-            real: Latents of frames of rendered clips, (N, C, h, w).
-            made: Latents of images that the student was led to.
-            labels: Classes of both, (N,).
-        """
+    def __call__(self, led: Led, loss: Tensor, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        """What :meth:`judged` makes of ``loss``; the adversary's weight is a share of the velocities' size."""
         with self.accelerator.autocast():
             with torch.no_grad():
-                wanted = scaled([m.float() for m in self.features(real)])
-            found = scaled([m.float() for m in self.features(made)])
-        return self.judged((velocity,), wanted, found, (labels,), loss, generator, step, velocity.square().mean())
+                wanted = scaled([m.float() for m in self.features(led.real)])
+            found = scaled([m.float() for m in self.features(led.made)])
+        size = led.velocity.square().mean()
+        return self.judged((led.velocity,), wanted, found, (led.labels,), loss, generator, step, size)
 
 
 class PictureAdversary(ClipAdversary):
