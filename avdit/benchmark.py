@@ -140,8 +140,9 @@ def bench(pipe: AVDiTPipeline, runs: int = 5, steps: int = 12, class_label: str 
     def denoising(guided: bool) -> dict[str, float]:
         times = [torch.full((1, n), 500, device=device) for n in (clip.frames, clip.audio_columns)]
         label, none = (torch.tensor([i], device=device) for i in (0, model.config.num_classes))
-        blind = middle_blocks(len(model.backbone.blocks)) if pipe.factorized else ()
-        less = {"joint": False, "temporal": pipe.factorized, "blind": blind}  # as after the first steps of a clip
+        whole = pipe.factorized and not pipe.eventful
+        blind = middle_blocks(len(model.backbone.blocks)) if whole else ()
+        less = {"joint": False, "temporal": whole, "blind": blind}  # as after the first steps of a clip
 
         def step() -> tuple[Tensor, ...]:
             wanted = denoiser(video, audio, *times, label)

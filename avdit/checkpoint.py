@@ -14,7 +14,7 @@ from avdit.geometry import ClipGeometry
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "avdit-xs"
 PACK_FILE = "adapters.safetensors"
 # In the metadata of that file, as JSON.
-PACK_FACTS = "classes", "steps", "factorized", "compact", "eta", "image_steps", "audio_lag"
+PACK_FACTS = "classes", "steps", "factorized", "compact", "eta", "image_steps", "eventful", "audio_lag"
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 from avdit.checkpoint import PACK_FACTS, PACK_FILE, pack_facts
 from avdit.models.avdit import OPTIONAL
 
+FIRST_FRAMES = "factorized", "image_steps", "eventful"  # facts of a pack: how clips are made from their first frame
 SCALE = ".scale"  # ends the name of what a tensor of 8-bit numbers is multiplied by
 State = dict[str, Tensor]
 
@@ -26,7 +27,8 @@ class Pack:
     the new noise that each of these steps adds. ``audio_lag`` is the share of the steps by which sound stays behind the
     picture (see :class:`AVDiTPipeline` for both).
     ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`), in ``image_steps``
-    without guidance where its updates were taught that (training/frames.py). ``compact`` ones are kept in files as
+    without guidance where its updates were taught that (training/frames.py); ``eventful`` ones guide what follows as
+    where none is given. ``compact`` ones are kept in files as
     8-bit numbers, in half the size of 16-bit weights; turbo ones as differences from other adapters of their classes.
     """
 
@@ -37,6 +39,7 @@ class Pack:
     compact: bool = False
     eta: float = 0.0
     image_steps: int | None = None
+    eventful: bool = False
     audio_lag: float = 0.0
 
     def save(self, folder: Path, base: State | None = None) -> None:
@@ -224,6 +227,16 @@ class PackMixin:
     def image_steps(self) -> int | None:
         """Steps without guidance in which the adapters in use make the first frame; None: many, guided."""
         return self._packs[self._pack].image_steps
+
+    @property
+    def eventful(self) -> bool:
+        """Whether what follows a first frame is guided as where none is given, as what counts is when things happen."""
+        return self._packs[self._pack].eventful
+
+    @property
+    def first_frames(self) -> dict[str, Any]:
+        """How the adapters in use make clips from their first frame on, and that one, as further packs are told."""
+        return {name: getattr(self, name) for name in FIRST_FRAMES}
 
     def set_facts(self, **facts: Any) -> None:
         """Say of the first pack, which is in use, how clips are made by it (see :class:`Pack`)."""

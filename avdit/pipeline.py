@@ -44,6 +44,8 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         factorized: Whether the adapters that the model was made with are for clips whose first frame is made alone.
             Further packs say so themselves, and so with:
         image_steps: Steps without guidance that were distilled into its updates for images; None: none were.
+        eventful: Whether what follows a first frame is guided as where none is given: that settles when something
+            happens, where else guidance would hold bodies together.
         audio_lag: Share of the steps by which their sound stays behind the picture.
 
     Example:
@@ -66,6 +68,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
         pack: str = "own",
         factorized: bool = False,
         image_steps: int | None = None,
+        eventful: bool = False,
         audio_lag: float = 0.0,
     ) -> None:
         super().__init__()
@@ -73,7 +76,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             transformer=transformer, video_codec=video_codec, audio_codec=audio_codec, scheduler=scheduler
         )
         classes = list(classes or [str(i) for i in range(transformer.config.num_classes)])
-        facts = {"factorized": factorized, "image_steps": image_steps, "audio_lag": audio_lag}
+        facts = {"factorized": factorized, "image_steps": image_steps, "eventful": eventful, "audio_lag": audio_lag}
         self.register_to_config(classes=classes, pack=pack, **facts)
         self.set_first_pack(pack, classes, **facts)
         self._folded: tuple[list, FoldedAVDiT] | None = None  # the weights that it was made from, and it
@@ -325,7 +328,7 @@ class AVDiTPipeline(PackMixin, ConditionMixin, PortableConfig, DiffusionPipeline
             frames[0] = True
         in_part = bool(frames.any()) and not bool(frames.all())
         # Of these what is given has settled what varies, so that guidance by the class costs none of it.
-        from_first = factorized and in_part
+        from_first = factorized and in_part and not self.eventful
         if eta is None:
             eta = ETA_FROM_FIRST if from_first else ETA
         if in_part and not from_first:

@@ -8,10 +8,11 @@ import torch
 
 from avdit.data.scenes import CLASSES, GENRES
 from avdit.generate import Request, generate
+from avdit.models.avdit import AVDiT
 from avdit.models.schedule import xs_scheduler
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
-from avdit.training import lag
+from avdit.training import adapters, lag
 from tests.test_turbo import batch_at
 
 STEPS, LAG = 4, 2
@@ -186,3 +187,26 @@ def test_stage_teaches_a_turbo_pack_to_wait(tiny_checkpoint, tmp_path):
     for change, message in wrong:
         with pytest.raises(ValueError, match=message):
             lag.run({**config, **change}, tmp_path / "not")
+
+
+def test_adapters_learn_a_noisier_sound_from_the_clips_themselves(tiny_checkpoint, tmp_path, monkeypatch):
+    seen, told = [], AVDiT.forward
+
+    def forward(model, video, audio, t_video, t_audio, *rest, **how):
+        if torch.is_grad_enabled():
+            seen.append((t_video[:, -1], t_audio[:, -1]))
+        return told(model, video, audio, t_video, t_audio, *rest, **how)
+
+    monkeypatch.setattr(AVDiT, "forward", forward)
+    config = {"pipeline": str(tiny_checkpoint), "clips": 1, "audio_lag": 0.25, "tasks": {"joint": 1.0}}
+    config |= {"factorized": True, "eventful": True}
+    config["train"] = {"steps": 4, "batch_size": 8, "warmup_steps": 1, "sample_every": 0}
+    adapters.run(config, tmp_path / "out")
+    more = torch.cat([audio - video for video, audio in seen])
+    assert len(more) == 32 and more.min() >= 0 and 100 < more.max() <= 250
+    pipe = AVDiTPipeline.from_pretrained(tmp_path / "out" / "pipeline")
+    pack = Pack.load(tmp_path / "out" / "pack")
+    assert (pipe.factorized, pipe.eventful, pipe.config.audio_lag) == (True, True, 0.25)
+    assert (pack.factorized, pack.eventful, pack.audio_lag) == (True, True, 0.25)
+    with pytest.raises(ValueError, match="audio_lag 2 must be"):
+        adapters.run({**config, "audio_lag": 2}, tmp_path / "not")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -204,6 +206,30 @@ def test_the_class_guides_what_follows_a_first_frame(pipe):
 
     assert torch.allclose(continued(1.0, False), continued(4.0, False), atol=1e-4)
     assert not torch.allclose(continued(1.0, True), continued(4.0, True), atol=1e-2)
+
+
+def test_where_events_count_what_follows_a_first_frame_is_guided_as_where_none_was_made(pipe, monkeypatch):
+    model, asked = pipe.denoiser(), {"num_inference_steps": 4, "output_type": "latent"}
+    seen: list[tuple[int, bool, bool]] = []  # class, whether it knows of other frames, whether blocks are blind
+
+    def noted(*state, temporal=True, blind=(), **knows):
+        if state[0].shape[1] > 1:
+            seen.append((int(state[4]), temporal, bool(blind)))
+        return model(*state, temporal=temporal, blind=blind, **knows)
+
+    monkeypatch.setattr(pipe, "denoiser", lambda: noted)
+    pack, label, none = pipe._packs[pipe._pack], pipe.classes.index("thunder"), len(pipe.classes)
+    told = {}
+    for eventful in (False, True):
+        seen.clear()
+        monkeypatch.setitem(pipe._packs, pipe._pack, replace(pack, eventful=eventful))
+        clip = pipe("thunder", generator=seeded(3), factorized=True, **asked)
+        told[eventful] = clip.frames, {way for way in seen if way != (label, True, False)}
+    assert torch.equal(told[False][0][:, 0], told[True][0][:, 0])  # the image is made in one way
+    assert told[False][1] == {(none, True, True)} and told[True][1] == {(none, False, False)}
+    assert (label, True, False) in seen  # led by what it hears in the first step, of its own class
+    again = pipe("thunder", generator=seeded(3), factorized=True, eta=0.7, **asked)
+    assert torch.equal(again.frames, told[True][0])
 
 
 def test_saved_pipeline_makes_the_same_clip(pipe, tmp_path):

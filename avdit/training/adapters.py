@@ -13,6 +13,8 @@ those on its test list), and ends when it has not fallen five times in a row. Th
 temporal attention alone. Where hours are few, minutes of each before the joint training are well spent: a second
 run takes the first one's adapters up with ``"start": "DIR/pipeline/transformer"``.
 
+``"audio_lag": 0.2`` shows some sounds noisier than their pictures, as they are where they wait (lag.py).
+
 ``"adversarial_weight": 0.7, "own_states": 0.5`` lets trained adapters learn by how clips look (pictures.py).
 
 ``"pipeline": DIR`` trains the adapters of an assembled pipeline (its codecs, schedule, geometry and classes hold), and
@@ -37,7 +39,7 @@ from avdit.models.dit import DiT
 from avdit.models.noise import draw_noise
 from avdit.models.published import quiet
 from avdit.models.schedule import xs_scheduler
-from avdit.packs import Pack
+from avdit.packs import FIRST_FRAMES, Pack
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.backbone import DEFAULTS as BACKBONE
 from avdit.training.backbone import new_backbone
@@ -55,6 +57,7 @@ DEFAULTS = {
     "pack": "landscape",  # its name, and for rendered clips its classes
     "trains": "adapters",  # or "all": the backbone too
     "parts": {},  # {"temporal_rank": 32}: parts that a model to start from is given where it has none; 0: it loses them
+    "eventful": None,  # these are guided as others, for when things happen (see AVDiTPipeline); null: as pipeline
     "factorized": None,  # clips are to be made from their first frame on ("tasks" then need "image"); null: as pipeline
     "class_dropout": 0.1,
     "audio_weight": 1.0,
@@ -66,6 +69,7 @@ DEFAULTS = {
     "context_noise": 0.15,  # most noise, as a share of the schedule, of what continuations are given
     "context_contrast": 0.3,  # most change of the log of their pictures' contrast
     "context_anchor": 0.6,  # share of them whose first frame is one from elsewhere in the clip
+    "audio_lag": 0.0,  # most share of the schedule by which a sound is noisier than its picture (see lag.py)
     "own_states": 0.0,  # share of the clips of little noise that get there by a step of the model's own sampling
     "adversarial_weight": 0.0,  # of an adversary that judges pictures, as a share of the gradient of all else
     "perceptual": 0.5,  # beside an adversary, weight of the distance of ImageNet features
@@ -105,21 +109,23 @@ def from_pipeline(config: dict) -> tuple[dict, list[str] | None, DDIMScheduler]:
         ValueError: where ``pipeline`` is no pipeline folder.
     """
     if not config.get("pipeline"):
-        return {**config, "factorized": bool(config["factorized"]), "image_steps": None}, None, xs_scheduler()
+        facts = {name: bool(config.get(name)) for name in ("factorized", "eventful")}
+        return {**config, **facts, "image_steps": None}, None, xs_scheduler()
     folder = Path(config["pipeline"])
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"pipeline {folder} is not a pipeline folder: it has no model_index.json")
     told = json.loads((folder / "model_index.json").read_text())
-    factorized = told.get("factorized", False) if config["factorized"] is None else config["factorized"]
+    facts = {name: told.get(name, False) for name in ("factorized", "eventful")}
+    facts |= {name: config[name] for name in facts if config.get(name) is not None}
     start = config.get("start") or folder / "transformer"
-    config = {**config, "codecs": folder, "start": start, "factorized": factorized}
+    config = {**config, "codecs": folder, "start": start, **facts}
     config["image_steps"] = told.get("image_steps")
     return config, told["classes"], DDIMScheduler.from_pretrained(folder / "scheduler")
 
 
 def first_frames(config: dict) -> dict[str, Any]:
     """How clips are made from their first frame on, and that one, as pipelines and packs are told."""
-    return {name: config[name] for name in ("factorized", "image_steps")}
+    return {name: config[name] for name in FIRST_FRAMES}
 
 
 def save_pipeline(pipe: AVDiTPipeline, out: Path) -> None:
@@ -240,7 +246,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     config, classes, scheduler = from_pipeline(config)
     config["model"] = {**DEFAULTS["model"], **config["model"]}
     settings = trainer_config({**DEFAULTS["train"], **config["train"]})
-    between(config["own_states"], "own_states", 0, 1)
+    for name in ("audio_lag", "own_states"):
+        between(config[name], name, 0, 1)
     between(config["adversarial_weight"], "adversarial_weight", 0, 10)
     between(config["perceptual"], "perceptual", 0, 100)
     modalities = set(config["modalities"])
@@ -268,6 +275,9 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
             batch = own_states(
                 batch, trainer, diffusion.alphas, config["own_states"], model.config.shared_noise, generator
             )
+        if config["audio_lag"]:
+            lag = config["audio_lag"] * torch.rand(trainer.global_batch, generator=generator)
+            batch = batch.behind(diffusion.alphas, trainer.here(lag))
         with_video, with_audio = "video" in modalities, "audio" in modalities
         video_out, audio_out = module(
             batch.video if with_video else None,
@@ -308,7 +318,8 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return {"data": data.told, **trainer.dry_run()}
     trainer.run(resume)
     if trainer.accelerator.is_main_process:
-        told = {"classes": data.classes, "pack": config["pack"], **first_frames(config)}
-        save_pipeline(AVDiTPipeline(model, data.video_codec, data.audio_codec, scheduler, **told), out)
-        Pack(data.classes, model.adapter_state_dict(), **first_frames(config)).save(Path(out) / "pack")
+        facts = {"audio_lag": config["audio_lag"], **first_frames(config)}
+        parts = model, data.video_codec, data.audio_codec, scheduler, data.classes, config["pack"]
+        save_pipeline(AVDiTPipeline(*parts, **facts), out)
+        Pack(data.classes, model.adapter_state_dict(), **facts).save(Path(out) / "pack")
     return None

@@ -151,7 +151,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         replace(pack, state=state, compact=False, audio_lag=config["audio_lag"]).save(Path(out) / "pack")
     else:
         pipe.set_facts(audio_lag=config["audio_lag"])
-        facts = {"factorized": pipe.factorized, "image_steps": pipe.image_steps, "audio_lag": config["audio_lag"]}
+        facts = {**pipe.first_frames, "audio_lag": config["audio_lag"]}
         Pack(classes, model.adapter_state_dict(), **facts).save(Path(out) / "pack")
         save_pipeline(pipe, out)
     return None

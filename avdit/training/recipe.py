@@ -155,9 +155,8 @@ def moved_base(pipe: AVDiTPipeline, name: str, trained: DiT, codecs: Path, out: 
     model.backbone.load_state_dict(trained.state_dict())
     video = VideoCodec.from_pretrained(codecs / "video_codec")
     audio = AudioCodec.from_pretrained(codecs / "audio_codec")
-    AVDiTPipeline(
-        model, video, audio, pipe.scheduler, list(PACKS[name]), name, pipe.factorized, pipe.image_steps
-    ).save_pretrained(out)
+    parts = model, video, audio, pipe.scheduler, list(PACKS[name]), name
+    AVDiTPipeline(*parts, **pipe.first_frames).save_pretrained(out)
 
 
 def with_offset(pipe: AVDiTPipeline, first: dict[str, dict[str, Tensor]], new: Pack) -> Pack:

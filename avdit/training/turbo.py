@@ -78,8 +78,8 @@ class Teacher:
         joint: Guidance of picture and sound by each other in the first steps.
         temporal_start: Share of the steps after which guidance leads away from single images.
         given: Share of what guidance adds that stays for a picture of which a part is given.
-        factorized: Whether clips are made from their first frame on, which are guided as the pipeline does it, and so
-            are continuations of them.
+        from_first: Whether what follows a first frame, or a window before it, is guided as the pipeline does where
+            clips are made from their first frame on and no event counts.
         empty: The unconditional class.
         eta: New noise of the student's steps. The teacher lands below their ends by as much, from where that noise
             leads back up to them.
@@ -97,14 +97,14 @@ class Teacher:
         joint: float,
         temporal_start: float,
         given: float,
-        factorized: bool,
+        from_first: bool,
         empty: int,
         eta: float = 0.0,
         blind: Collection[int] = (),
     ) -> None:
         self.blind = blind
         self.model, self.guidance, self.joint, self.empty = model, guidance, joint, empty
-        self.factorized = factorized
+        self.from_first = from_first
         self.start, self.end, self.temporal_start, self.given = start, end, temporal_start, given
         coarse = copy.deepcopy(scheduler)
         coarse.set_timesteps(len(substeps))
@@ -174,7 +174,7 @@ class Teacher:
         late, single = done >= self.start, done >= self.temporal_start
         frames = batch.given_frames.sum(1)
         in_part = (frames > 0) & (frames < batch.given_frames.shape[1])
-        from_first = in_part & self.factorized
+        from_first = in_part & self.from_first
         inputs = (*state, t_video, t_audio, torch.where(late | from_first, self.empty, batch.labels))
         others, guided = [v.clone() for v in wanted], done < self.end
         together = ~from_first & ~single
@@ -286,7 +286,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         config["joint_guidance"],
         config["temporal_guidance_start"],
         config["given_guidance"],
-        config["factorized"],
+        config["factorized"] and not config["eventful"],
         len(data.classes),
         config["distilled_eta"],
         middle_blocks(len(model.backbone.blocks)),
