@@ -6,6 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from avdit.data.latents import Shards
+from avdit.data.scenes import PACKS
 from avdit.pipeline import AVDiTPipeline
 from avdit.training import frames, images
 
@@ -19,7 +21,7 @@ def one_pack(tiny_pipeline, tmp_path):
     pipe = AVDiTPipeline.from_pretrained(tmp_path / "one")
     model = pipe.transformer.with_parts(image_rank=0) if pipe.transformer.config.image_rank else pipe.transformer
     parts = model, pipe.video_codec, pipe.audio_codec, pipe.scheduler
-    AVDiTPipeline(*parts, pipe.classes, "own", factorized=True).save_pretrained(tmp_path / "alone")
+    AVDiTPipeline(*parts, pipe.classes, "own", factorized=True, eventful=True).save_pretrained(tmp_path / "alone")
     return tmp_path / "alone"
 
 
@@ -50,7 +52,7 @@ def test_updates_for_images_alone_train_and_the_pipeline_keeps_its_steps(one_pac
     before = AVDiTPipeline.from_pretrained(one_pack).transformer.state_dict()
     frames.run(config(one_pack, tmp_path, steps=3, train=TRAIN), tmp_path / "out")
     pipe = AVDiTPipeline.from_pretrained(tmp_path / "out" / "pipeline")
-    assert (pipe.factorized, pipe.image_steps) == (True, 3)
+    assert pipe.first_frames == {"factorized": True, "image_steps": 3, "eventful": True}
     after = pipe.transformer.state_dict()
     assert all(torch.equal(after[name], value.bfloat16().float()) for name, value in before.items())
     new = after.keys() - before.keys()
@@ -61,6 +63,28 @@ def test_updates_for_images_alone_train_and_the_pipeline_keeps_its_steps(one_pac
     assert torch.equal(made[0].frames, made[1].frames)
     alone = pipe.first_frame(torch.tensor([5]), torch.Generator().manual_seed(1))
     assert alone.isfinite().all() and alone.shape[:2] == (1, 1)
+
+
+def test_of_a_class_in_which_something_is_yet_to_happen_the_first_frames_alone_are_learned(
+    one_pack, tmp_path, monkeypatch
+):
+    seen, told = [], frames.Led
+
+    def led(velocity, made, real, labels):
+        seen.extend(zip(labels.tolist(), real, strict=True))
+        return told(velocity, made, real, labels)
+
+    monkeypatch.setattr(frames, "Led", led)
+    train = {**TRAIN, "batch_size": 32}
+    frames.run(config(one_pack, tmp_path, openings=["explosion", "thunder"], train=train), tmp_path / "out")
+    shards = Shards(tmp_path / "cache" / "latents" / "landscape")
+    classes = shards.get("label", torch.arange(len(shards)))
+    places = {  # of the frames seen, in the one clip of their class
+        label: {int((clip.float() - frame).abs().amax((1, 2, 3)).argmin()) for at, frame in seen if at == label}
+        for label, clip in zip(classes.tolist(), shards.get("video", torch.arange(len(shards))), strict=True)
+    }
+    for label, name in enumerate(PACKS["landscape"]):
+        assert (places[label] == {0}) == (name in ("explosion", "thunder")), name
 
 
 def test_a_pack_keeps_in_how_many_steps_its_first_frames_are_made(one_pack, tmp_path):
@@ -115,6 +139,7 @@ def test_a_model_that_predicts_noise_is_refused(one_pack, tmp_path):
         ({"adversarial_weight": 11}, "adversarial_weight 11 must be"),
         ({"shown_weight": -1}, "shown_weight -1 must be"),
         ({"image_rank": 0}, "no updates for images: give image_rank"),
+        ({"openings": ["tango"]}, "openings of 'tango': choose from"),
         ({"pipeline": "nowhere"}, "nowhere is not a pipeline folder"),
     ],
 )

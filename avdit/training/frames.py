@@ -6,6 +6,8 @@ Where the first frame of a clip is made alone, all that follows has its faults: 
 (noised.py) says what each of a few steps may lead to. The updates for images alone train. The less noise there is, the
 more are they held to what they predicted before.
 
+``"openings": ["explosion"]`` names classes whose clips begin as they do not go on.
+
 ``"shown_weight": 0.5`` adds another one for the last steps, which make what is fine: it judges their images as the
 decoder shows them (pictures.py).
 """
@@ -39,6 +41,7 @@ DEFAULTS = {
     "adversarial_weight": 0.5,  # as a share of the velocity's own size
     "shown_weight": 0.0,  # the same of another one, which judges what the last steps lead to as the decoder shows it
     "class_repeats": {},
+    "openings": [],  # classes of whose clips the first frame alone is learned, as something is yet to happen in it
     "train": {
         "steps": 4000,
         "batch_size": 32,
@@ -83,13 +86,20 @@ class FrameAdversaries:
             part.load_state_dict({key.removeprefix(f"{name}."): value for key, value in own.items()})
 
 
-def drawn_frames(data: TrainingData, trainer: Trainer, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """This process's frames (N, C, h, w) of clips of ``data``, and their classes (N,)."""
+def drawn_frames(
+    data: TrainingData, trainer: Trainer, generator: torch.Generator, openings: Tensor
+) -> tuple[Tensor, Tensor]:
+    """This process's frames (N, C, h, w) of clips of ``data``, and their classes (N,).
+
+    Args:
+        openings: Classes (n,) of which there are first frames alone.
+    """
     number, device = trainer.global_batch, trainer.accelerator.device
     items = trainer.mine(torch.randint(len(data.shards), (number,), generator=generator))
     frames = trainer.here(torch.randint(data.geometry.frames, (number,), generator=generator))
     clips = data.shards.get("video", items).to(device).float()
     labels = data.labels(items, torch.zeros(len(items), dtype=torch.bool))
+    frames = frames.masked_fill(torch.isin(labels, openings).to(device), 0)
     return clips[torch.arange(len(clips), device=device), frames], labels.to(device)
 
 
@@ -115,6 +125,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     give_updates(pipe, config["image_rank"])
     if not pipe.transformer.config.image_rank:
         raise ValueError("the pipeline has no updates for images: give image_rank")
+    for name in config["openings"]:
+        if name not in classes:
+            raise ValueError(f"openings of {name!r}: choose from {', '.join(classes)}")
+    openings = torch.tensor([classes.index(name) for name in config["openings"]], dtype=torch.long)
     data = training_data(config, out, geometry_of(config), classes, dry_run).repeated(config["class_repeats"])
     model = Images(pipe.transformer.requires_grad_(False))
     begun = copy.deepcopy(model).to(processes().device)
@@ -132,7 +146,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         return velocity, alpha.sqrt() * state - (1 - alpha).sqrt() * velocity
 
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
-        real, labels = drawn_frames(data, trainer, generator)
+        real, labels = drawn_frames(data, trainer, generator, openings)
         place = int(torch.randint(config["steps"], (), generator=generator))
         if config["shown_weight"] and last and torch.rand((), generator=generator) < SHOWN_DRAWS:
             place = last[place % len(last)]
