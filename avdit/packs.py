@@ -28,8 +28,8 @@ class Pack:
     picture (see :class:`AVDiTPipeline` for both).
     ``factorized`` ones make the first frame alone and all else from it (see :class:`AVDiTPipeline`), in ``image_steps``
     without guidance where its updates were taught that (training/frames.py); ``eventful`` ones guide what follows as
-    where none is given. ``compact`` ones are kept in files as
-    8-bit numbers, in half the size of 16-bit weights; turbo ones as differences from other adapters of their classes.
+    where none is given. ``compact`` ones are kept in files as 8-bit numbers, in half the size of 16-bit weights; turbo
+    ones as differences from other adapters of their classes.
     """
 
     classes: list[str]

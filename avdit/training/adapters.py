@@ -57,8 +57,8 @@ DEFAULTS = {
     "pack": "landscape",  # its name, and for rendered clips its classes
     "trains": "adapters",  # or "all": the backbone too
     "parts": {},  # {"temporal_rank": 32}: parts that a model to start from is given where it has none; 0: it loses them
-    "eventful": None,  # these are guided as others, for when things happen (see AVDiTPipeline); null: as pipeline
     "factorized": None,  # clips are to be made from their first frame on ("tasks" then need "image"); null: as pipeline
+    "eventful": None,  # their guidance settles when things happen, as that of others (AVDiTPipeline); null: as pipeline
     "class_dropout": 0.1,
     "audio_weight": 1.0,
     "modalities": ["video", "audio"],
