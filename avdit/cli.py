@@ -24,6 +24,7 @@ STAGES = (
     "adapters",
     "turbo",
     "lag",
+    "rollouts",
     "decoder",
     "judges",
     "recipe",

@@ -210,3 +210,12 @@ def test_adapters_learn_a_noisier_sound_from_the_clips_themselves(tiny_checkpoin
     assert (pack.factorized, pack.eventful, pack.audio_lag) == (True, True, 0.25)
     with pytest.raises(ValueError, match="audio_lag 2 must be"):
         adapters.run({**config, "audio_lag": 2}, tmp_path / "not")
+
+    # Adapters that go on from these remember it.
+    on = {name: value for name, value in config.items() if name != "audio_lag"}
+    on |= {"pipeline": str(tmp_path / "out" / "pipeline"), "cache": str(tmp_path / "out")}
+    seen.clear()
+    adapters.run(on, tmp_path / "on")
+    more = torch.cat([audio - video for video, audio in seen])
+    assert more.min() >= 0 and 100 < more.max() <= 250
+    assert Pack.load(tmp_path / "on" / "pack").audio_lag == 0.25

@@ -140,6 +140,23 @@ def test_sound_that_stays_behind_is_led_from_where_it_is(tiny_pipeline, place, s
         torch.testing.assert_close(landed, end, atol=5e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("factorized", "eventful"), [(False, False), (True, False), (True, True)])
+def test_the_stage_guides_what_follows_a_first_frame_as_the_pipeline_does(
+    tiny_checkpoint, tmp_path, monkeypatch, factorized, eventful
+):
+    ways, told = set(), Teacher.guided
+
+    def guided(teacher, batch, *rest):
+        ways.add(teacher.from_first)
+        return told(teacher, batch, *rest)
+
+    monkeypatch.setattr(Teacher, "guided", guided)
+    train = {"steps": 1, "batch_size": 2, "warmup_steps": 1, "sample_every": 0}
+    config = {"pipeline": str(tiny_checkpoint), "clips": 1, "steps": 2, "early_substeps": 2, "train": train}
+    turbo.run({**config, "factorized": factorized, "eventful": eventful}, tmp_path)
+    assert ways == {factorized and not eventful}
+
+
 @torch.no_grad()
 def test_what_is_given_stays_and_is_seen_clean(tiny_pipeline):
     model = tiny_pipeline.transformer

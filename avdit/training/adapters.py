@@ -69,7 +69,7 @@ DEFAULTS = {
     "context_noise": 0.15,  # most noise, as a share of the schedule, of what continuations are given
     "context_contrast": 0.3,  # most change of the log of their pictures' contrast
     "context_anchor": 0.6,  # share of them whose first frame is one from elsewhere in the clip
-    "audio_lag": 0.0,  # most share of the schedule by which a sound is noisier than its picture (see lag.py)
+    "audio_lag": None,  # most share of the schedule by which a sound is noisier than its picture; null: as pipeline
     "own_states": 0.0,  # share of the clips of little noise that get there by a step of the model's own sampling
     "adversarial_weight": 0.0,  # of an adversary that judges pictures, as a share of the gradient of all else
     "perceptual": 0.5,  # beside an adversary, weight of the distance of ImageNet features
@@ -110,7 +110,7 @@ def from_pipeline(config: dict) -> tuple[dict, list[str] | None, DDIMScheduler]:
     """
     if not config.get("pipeline"):
         facts = {name: bool(config.get(name)) for name in ("factorized", "eventful")}
-        return {**config, **facts, "image_steps": None}, None, xs_scheduler()
+        return with_lag({**config, **facts, "image_steps": None}, 0.0), None, xs_scheduler()
     folder = Path(config["pipeline"])
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"pipeline {folder} is not a pipeline folder: it has no model_index.json")
@@ -120,7 +120,13 @@ def from_pipeline(config: dict) -> tuple[dict, list[str] | None, DDIMScheduler]:
     start = config.get("start") or folder / "transformer"
     config = {**config, "codecs": folder, "start": start, **facts}
     config["image_steps"] = told.get("image_steps")
+    config = with_lag(config, told.get("audio_lag", 0.0))
     return config, told["classes"], DDIMScheduler.from_pretrained(folder / "scheduler")
+
+
+def with_lag(config: dict, known: float) -> dict:
+    """The configuration, whose ``audio_lag`` is the ``known`` one where it is null."""
+    return {**config, "audio_lag": known} if config.get("audio_lag", known) is None else config
 
 
 def first_frames(config: dict) -> dict[str, Any]:

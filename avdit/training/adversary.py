@@ -5,10 +5,11 @@ their mean: pictures that are soft and motion that drifts. An adversary is conte
 clip's (adversarial diffusion distillation: Sauer et al. 2023, arXiv 2311.17042; in latents: 2024, arXiv 2403.12015).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from avdit.geometry import ClipGeometry
@@ -162,20 +163,7 @@ class Adversary:
             found = self.discriminator(*made, *told)
         wrong = sum(F.softplus(k - j).mean() for k, j in zip(known, found, strict=True))
         weight = self.weight * min(1.0, step / max(self.warmup, 1))
-        # What both make of the outputs is all that the model behind them needs to know.
-        owns = torch.autograd.grad(loss, outputs, retain_graph=True)
-        measured = owns if measure is None else torch.autograd.grad(measure, outputs)
-        # Some it may not see. What leads from the outputs to what is judged is kept, for a second adversary.
-        pushes = torch.autograd.grad(wrong, outputs, retain_graph=True, allow_unused=True, materialize_grads=True)
-        pulls = []
-        for part, own, ruler, other in zip(outputs, owns, measured, pushes, strict=True):
-            sizes = torch.stack([ruler.float().square().sum(), other.float().square().sum()])
-            size, pushed = self.accelerator.reduce(sizes, "sum").sqrt()  # of the rows of all processes
-            scale = weight * size / pushed.clamp(min=1e-12)
-            pulls.append((part * (own + scale * other)).sum())
-        pull = sum(pulls)
-        loss = loss.detach() + pull - pull.detach()  # its gradient alone
-        return {"loss": loss, "told": share}
+        return {"loss": pulled(self.accelerator, outputs, loss, wrong, weight, measure), "told": share}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Weights and what the optimiser knows of them, as flat tensors."""
@@ -193,6 +181,54 @@ class Adversary:
             kept = {key: told[f"{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq") if f"{key}.{name}" in told}
             if kept:
                 self.optimiser.state[parameter] = kept
+
+
+def pulled(
+    accelerator: Accelerator,
+    outputs: tuple[Tensor, ...],
+    loss: Tensor,
+    wrong: Tensor,
+    weight: float,
+    measure: Tensor | None = None,
+) -> Tensor:
+    """``loss``, whose gradient has beside its own that of ``wrong``, of the size ``weight`` of that of ``measure``.
+
+    Args:
+        outputs: From which alone all three were computed.
+        wrong: What a judge finds wrong with them.
+        measure: None: ``loss``.
+    """
+    # What all make of the outputs is all that the model behind them needs to know.
+    owns = torch.autograd.grad(loss, outputs, retain_graph=True)
+    # Some a judge may not see. What leads from the outputs to what is judged is kept, for a second judge.
+    unseen: dict[str, bool] = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    measured = owns if measure is None else torch.autograd.grad(measure, outputs, **unseen)
+    pushes = torch.autograd.grad(wrong, outputs, **unseen)
+    pulls = []
+    for part, own, ruler, other in zip(outputs, owns, measured, pushes, strict=True):
+        sizes = torch.stack([ruler.float().square().sum(), other.float().square().sum()])
+        size, pushed = accelerator.reduce(sizes, "sum").sqrt()  # of the rows of all processes
+        scale = weight * size / pushed.clamp(min=1e-12)
+        pulls.append((part * (own + scale * other)).sum())
+    pull = sum(pulls)
+    return loss.detach() + pull - pull.detach()  # its gradient alone
+
+
+class Together:
+    """What a stage trains beside its module, several parts by their names, saved as one."""
+
+    parts: dict[str, Any]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What all parts know, as flat tensors."""
+        told = {name: part.state_dict() for name, part in self.parts.items()}
+        return {f"{name}.{key}": value for name, part in told.items() for key, value in part.items()}
+
+    def load_state_dict(self, told: dict[str, Tensor]) -> None:
+        """Take up what :meth:`state_dict` told."""
+        for name, part in self.parts.items():
+            own = {key: value for key, value in told.items() if key.startswith(f"{name}.")}
+            part.load_state_dict({key.removeprefix(f"{name}."): value for key, value in own.items()})
 
 
 class ClipAdversary(Adversary):

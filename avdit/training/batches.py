@@ -11,7 +11,7 @@ from torch import Tensor
 from avdit.geometry import ClipGeometry
 from avdit.models.noise import draw_noise
 from avdit.training.data import TrainingData
-from avdit.training.diffusion import Diffusion, masked_error, moving_weight
+from avdit.training.diffusion import Diffusion, ddim_step, masked_error, moving_weight
 from avdit.training.trainer import Trainer
 
 
@@ -141,11 +141,8 @@ class ClipBatch:
             after.shares(alphas),
             strict=True,
         ):
-            found = (x - old.sqrt() * clean) / (1 - old).sqrt()
-            deviation = eta * ((1 - new) / (1 - old) * (1 - old / new).clamp(min=0)).sqrt()
-            state = new.sqrt() * clean + (1 - new - deviation**2).clamp(min=0).sqrt() * found + deviation * fresh
             stays = (new == old).expand_as(x)
-            state = x.where(stays, state)
+            state = x.where(stays, ddim_step(x, clean, old, new, eta, fresh))
             out.append((state, target.where(stays, (new.sqrt() * state - wanted) / (1 - new).sqrt())))
         (video, video_target), (audio, audio_target) = out
         return replace(after, video=video, audio=audio, video_target=video_target, audio_target=audio_target)

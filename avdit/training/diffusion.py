@@ -42,6 +42,22 @@ class Diffusion:
         return a * clean + s * noise, target
 
 
+def ddim_step(x: Tensor, clean: Tensor, old: Tensor, new: Tensor, eta: float, fresh: Tensor) -> Tensor:
+    """Latents after a step of DDIM (Song et al. 2020, arXiv 2010.02502).
+
+    Args:
+        x: Before it.
+        clean: What they are taken for.
+        old: Cumulative share of signal before the step, broadcastable to them.
+        new: The same after it; no less.
+        eta: Share of the step's noise that is new.
+        fresh: That noise.
+    """
+    found = (x - old.sqrt() * clean) / (1 - old).sqrt()
+    deviation = eta * ((1 - new) / (1 - old) * (1 - old / new).clamp(min=0)).sqrt()
+    return new.sqrt() * clean + (1 - new - deviation**2).clamp(min=0).sqrt() * found + deviation * fresh
+
+
 def timesteps_of(starts: Tensor, generator: torch.Generator, number: int) -> Tensor:
     """Timesteps (number,) of a sampler whose steps begin at ``starts`` (steps,), each as often as the others."""
     order = torch.randperm(number, generator=generator)

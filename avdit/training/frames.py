@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from avdit.generate import between, whole
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
-from avdit.training.adversary import Led
+from avdit.training.adversary import Led, Together
 from avdit.training.data import TrainingData, training_data
 from avdit.training.images import Images, give_updates
 from avdit.training.noised import NoisedAdversary
@@ -58,7 +58,7 @@ SHOWN_MOST = 0.4  # most noise, as a share of the schedule, from which a step's 
 SHOWN_DRAWS = 0.75  # share of the training steps that are about these, where they are
 
 
-class FrameAdversaries:
+class FrameAdversaries(Together):
     """The adversary of noised frames and, where there is one, that of shown ones; saved as one."""
 
     def __init__(self, noised: NoisedAdversary, shown: ImageAdversary | None) -> None:
@@ -73,17 +73,6 @@ class FrameAdversaries:
             return told
         shown = self.parts["shown"](led, told["loss"], generator, step)
         return {"loss": shown["loss"], "told": told["told"], "told_shown": shown["told"]}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Weights of both and what their optimisers know of them, as flat tensors."""
-        told = {name: part.state_dict() for name, part in self.parts.items()}
-        return {f"{name}.{key}": value for name, part in told.items() for key, value in part.items()}
-
-    def load_state_dict(self, told: dict[str, Tensor]) -> None:
-        """Take up what :meth:`state_dict` told."""
-        for name, part in self.parts.items():
-            own = {key: value for key, value in told.items() if key.startswith(f"{name}.")}
-            part.load_state_dict({key.removeprefix(f"{name}."): value for key, value in own.items()})
 
 
 def drawn_frames(
