@@ -42,6 +42,13 @@ def test_a_recipe_makes_a_pipeline_of_all_packs_and_trains_nothing_twice(tmp_pat
     changed = {name for name, value in codecs[0].items() if not torch.equal(value, codecs[1][name])}
     assert changed and all(name.startswith("autoencoder.decoder.") for name in changed)
 
+    # What turbo adapters learned from their own clips those for guided steps have, too.
+    begun, learned = (Pack.load(tmp_path / f"landscape-{part}" / "pack").state for part in ("turbo-lag", "rollouts"))
+    guided = Pack.load(tmp_path / "landscape-lag" / "pack").state
+    name = "adapters.0.temporal.up.weight"
+    moved = learned[name].float() - begun[name].float()
+    assert moved.any() and torch.equal(joint[name], (guided[name].float() + moved).bfloat16().float())
+
     written = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/**/log.jsonl")}
     weights = (tmp_path / "dance" / "pack" / "adapters.safetensors").stat().st_mtime_ns
     recipe.run(config, tmp_path, resume=True)

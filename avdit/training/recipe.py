@@ -24,7 +24,7 @@ from avdit.models.dit import DiT
 from avdit.models.video_codec import VideoCodec
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
-from avdit.training import adapters, backbone, codecs, decoder, foley, frames, images, lag, turbo
+from avdit.training import adapters, backbone, codecs, decoder, foley, frames, images, lag, rollouts, turbo
 from avdit.training.trainer import processes
 
 FROM_FIRST_FRAME = {  # as dance is made
@@ -56,6 +56,8 @@ DEFAULTS: dict[str, Any] = {
     | {**DANCERS, **FROM_FIRST_FRAME},
     "landscape-turbo-lag": {"audio_lag": 0.125, **RARE, **GOES_ON},
     "dance-turbo-lag": {"audio_lag": 0.333, **DANCERS, **FROM_FIRST_FRAME},
+    # At last from their own clips; what they learn there helps in guided steps as much, and is added to these, too.
+    "landscape-rollouts": {},
     "decoder": {"clips": 27},
 }
 CLASS_TABLE = "class_embedder.embedding_table.weight"
@@ -120,18 +122,25 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         if f"{name}-lag" in stages:
             given = {"pipeline": str(joint[name] / "pipeline"), "pack": name}
             joint[name] = stage(f"{name}-lag", lag.run, "", given)
+    guided: dict[str, Pack] = {}
+    few: dict[str, Pack] = {}
     for name in PACKS:
         student = out / f"{name}-turbo" / "start"
         with_offset(pipe, first, Pack.load(joint[name] / "pack")).save(student)
         given = {"pipeline": str(joint[name] / "pipeline"), "student": str(student), "pack": name}
         given["student"] = str(stage(f"{name}-turbo", turbo.run, "pack", given))
-        stage(f"{name}-turbo-lag", lag.run, "pack", given)
+        given["student"] = str(stage(f"{name}-turbo-lag", lag.run, "pack", given))
+        guided[name], few[name] = Pack.load(joint[name] / "pack"), Pack.load(Path(given["student"]))
+        if f"{name}-rollouts" in stages:
+            on = Pack.load(stage(f"{name}-rollouts", rollouts.run, "pack", given))
+            guided[name], few[name] = learned_too(guided[name], few[name], on), on
     default, *others = PACKS
     result = AVDiTPipeline.from_pretrained(joint[default] / "pipeline", torch_dtype=torch.bfloat16)
+    result.transformer.load_adapter_state_dict(guided[default].state)
     for name in others:
-        result.add_pack(name, Pack.load(joint[name] / "pack"))
+        result.add_pack(name, guided[name])
     for name in PACKS:
-        result.add_pack(f"{name}-turbo", replace(Pack.load(out / f"{name}-turbo-lag" / "pack"), compact=True))
+        result.add_pack(f"{name}-turbo", replace(few[name], compact=True))
     result.save_pretrained(out / "decoder" / "start", max_shard_size="14MB")
     final = stage("decoder", decoder.run, "pipeline", {"pipeline": str(out / "decoder" / "start")})
     shutil.copytree(final, out / "pipeline", dirs_exist_ok=True)
@@ -175,3 +184,10 @@ def with_offset(pipe: AVDiTPipeline, first: dict[str, dict[str, Tensor]], new: P
     fits = {key for key, value in added.items() if key in new.state and value.shape == new.state[key].shape}
     state = {key: value.float() + (added[key] if key in fits else 0) for key, value in new.state.items()}
     return replace(new, state=state, steps=pipe.turbo_steps(PACKS[source][0]))
+
+
+def learned_too(pack: Pack, before: Pack, after: Pack) -> Pack:
+    """``pack`` with what other adapters of its classes learned from ``before`` to ``after``."""
+    added = {key: value.float() - before.state[key].float() for key, value in after.state.items()}
+    state = {key: value.float() + added[key] for key, value in pack.state.items()}
+    return replace(pack, state=state)
