@@ -1,4 +1,4 @@
-"""Turbo adapters that learn on from the clips that they make: what each of their own steps leads to is judged.
+"""Turbo adapters that learn on from the clips that they make, held against rendered ones.
 
     python -m avdit train rollouts --config on.json --out runs/on   # {"pipeline": DIR, "student": DIR of a turbo pack}
 
@@ -257,12 +257,12 @@ class Drawn:
     def __init__(self, data: TrainingData) -> None:
         every = torch.arange(len(data.shards))
         labels = data.labels(every, torch.zeros_like(every, dtype=torch.bool)).cpu()
-        self.data, self.items = data, [every[labels == k] for k in range(len(data.classes))]
-        self.every = labels
+        self.data, self.known = data, labels  # the class of each clip
+        self.items = [every[labels == k] for k in range(len(data.classes))]
 
     def labels(self, trainer: Trainer, generator: torch.Generator) -> Tensor:
         """Classes (B,) of this process's rows, each as often as the data have it."""
-        return trainer.here(self.every[torch.randint(len(self.every), (trainer.global_batch,), generator=generator)])
+        return trainer.here(self.known[torch.randint(len(self.known), (trainer.global_batch,), generator=generator)])
 
     def clips(self, labels: Tensor, trainer: Trainer, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Pictures (B, F, C, h, w) and sounds (B, C, T, f) of clips of the classes ``labels`` (B,)."""
