@@ -5,11 +5,17 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_adversary import drawn
+from torch import nn
 
 from avdit.data.latents import Shards
 from avdit.data.scenes import PACKS
+from avdit.models.schedule import xs_scheduler
 from avdit.pipeline import AVDiTPipeline
 from avdit.training import frames, images
+from avdit.training.adversary import Led
+from avdit.training.frames import WARMUP, FrameMoments
+from avdit.training.trainer import Trainer, TrainerConfig
 
 TRAIN = {"steps": 2, "batch_size": 4, "sample_every": 0, "warmup_steps": 1, "mixed_precision": "no"}
 
@@ -102,16 +108,38 @@ def test_a_pack_keeps_in_how_many_steps_its_first_frames_are_made(one_pack, tmp_
     assert again.image_steps == 4
 
 
-@pytest.mark.parametrize("shown", [0.0, 0.5])
-def test_a_killed_run_goes_on(one_pack, tmp_path, shown):
+@pytest.mark.parametrize(("shown", "moments"), [(0.0, False), (0.5, False), (0.5, True)])
+def test_a_killed_run_goes_on(one_pack, tmp_path, shown, moments):
     for steps, folder in ((4, "whole"), (2, "parts"), (4, "parts")):
         train = {**TRAIN, "final_rate": 1.0, "steps": steps}
         torch.manual_seed(0)
-        frames.run(config(one_pack, tmp_path, shown_weight=shown, train=train), tmp_path / folder, resume=True)
+        told = config(one_pack, tmp_path, shown_weight=shown, moments=moments, train=train)
+        frames.run(told, tmp_path / folder, resume=True)
     whole, parts = (load_file(tmp_path / folder / "state.safetensors") for folder in ("whole", "parts"))
     for judge, wanted in (("noised", True), ("shown", shown > 0)):
-        assert any(name.startswith(f"beside.{judge}.exp_avg.") for name in whole) == wanted
+        kept = f"beside.{judge}.made.mean" if moments else f"beside.{judge}.exp_avg."
+        assert any(name.startswith(kept) for name in whole) == wanted
     torch.testing.assert_close(parts, whole)
+
+
+@pytest.mark.parametrize("weights", [(0.5, 0.0), (0.0, 0.5)])
+def test_images_that_are_too_faint_are_led_to_as_much_contrast_as_rendered_ones(tiny_pipeline, tmp_path, weights):
+    """By either judge; those that are alike are hardly led anywhere."""
+    trainer = Trainer(nn.Linear(1, 1), lambda *_: {}, TrainerConfig(batch_size=4, mixed_precision="no"), tmp_path)
+    alphas, labels = xs_scheduler().alphas_cumprod, torch.arange(4) % 2
+    parts, shape = (tiny_pipeline.transformer.backbone, tiny_pipeline.video_codec), (4, 16, 16, 16)
+    found = []
+    for contrast in (0.5, 1.0):
+        judge, generator = FrameMoments(trainer, *parts, 2, weights, alphas, [800, 100], [1]), torch.Generator()
+        for step in range(6):
+            made = (contrast * drawn(*shape, seed=step)).requires_grad_()
+            real = drawn(*shape, seed=100 + step)
+            told = judge(Led(made, made, real, labels), 1, 0 * made.sum(), generator, WARMUP)
+        told["loss"].backward()
+        kind = "noised" if weights[0] else "shown"
+        found.append((-(made.grad * made).sum() / made.grad.norm() / made.norm(), told[kind]))
+    (more, apart), (alike, near) = found
+    assert more > 0.02 and abs(alike) < 0.5 * more and near < 0.7 * apart
 
 
 def test_images_that_train_again_want_many_steps_again(one_pack, tmp_path):

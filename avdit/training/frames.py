@@ -13,6 +13,7 @@ decoder shows them (pictures.py).
 """
 
 import copy
+from collections.abc import Collection, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,16 @@ import torch
 from torch import Tensor, nn
 
 from avdit.generate import between, whole
+from avdit.models.dit import DiT
+from avdit.models.video_codec import VideoCodec
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
 from avdit.training.adversary import Led, Together
 from avdit.training.data import TrainingData, training_data
 from avdit.training.images import Images, give_updates
-from avdit.training.noised import NoisedAdversary
-from avdit.training.pictures import ImageAdversary
+from avdit.training.moments import Moments
+from avdit.training.noised import NoisedAdversary, TokenFeatures, noise_after
+from avdit.training.pictures import ImageAdversary, ShownFeatures
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, processes, trainer_config
 
@@ -40,6 +44,7 @@ DEFAULTS = {
     "steps": 8,
     "adversarial_weight": 0.5,  # as a share of the velocity's own size
     "shown_weight": 0.0,  # the same of another one, which judges what the last steps lead to as the decoder shows it
+    "moments": False,  # lead to both in place of adversaries, with the same weights (see FrameMoments)
     "class_repeats": {},
     "openings": [],  # classes of whose clips the first frame alone is learned, as something is yet to happen in it
     "train": {
@@ -53,26 +58,79 @@ DEFAULTS = {
         "sample_every": 200,
     },
 }
-ADVERSARY_WARMUP = 30  # steps in which its weight rises
+WARMUP = 30  # steps in which the weights of adversaries, or of moments, rise
 SHOWN_MOST = 0.4  # most noise, as a share of the schedule, from which a step's images are shown
 SHOWN_DRAWS = 0.75  # share of the training steps that are about these, where they are
 
 
 class FrameAdversaries(Together):
-    """The adversary of noised frames and, where there is one, that of shown ones; saved as one."""
+    """The adversary of noised frames and, where there is one, that of shown ones; saved as one.
 
-    def __init__(self, noised: NoisedAdversary, shown: ImageAdversary | None) -> None:
+    Args:
+        times: Timesteps at which the steps begin.
+        late: Places among them from which images are shown.
+    """
+
+    def __init__(
+        self, noised: NoisedAdversary, shown: ImageAdversary | None, times: Sequence[int], late: Collection[int]
+    ) -> None:
+        self.ends, self.late = [*times[1:], 0], late
         self.parts = {"noised": noised, **({"shown": shown} if shown else {})}
 
-    def __call__(
-        self, led: Led, end: int, late: bool, loss: Tensor, generator: torch.Generator, step: int
-    ) -> dict[str, Tensor]:
-        """What both make of ``loss``, that of shown images only of ``late`` steps (see :class:`NoisedAdversary`)."""
-        told = self.parts["noised"](led, end, loss, generator, step)
-        if not late or "shown" not in self.parts:
+    def __call__(self, led: Led, place: int, loss: Tensor, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        """What both make of ``loss``, the latter where the step at ``place`` is a late one."""
+        told = self.parts["noised"](led, self.ends[place], loss, generator, step)
+        if place not in self.late or "shown" not in self.parts:
             return told
         shown = self.parts["shown"](led, told["loss"], generator, step)
         return {"loss": shown["loss"], "told": told["told"], "told_shown": shown["told"]}
+
+
+class FrameMoments(Together):
+    """Moments of noised and of shown frames (moments.py) in place of adversaries; each class and place is apart.
+
+    Args:
+        backbone: The frozen one, whose features noised frames are looked at with.
+        codec: Shows frames.
+        weights: Of noised and of shown frames, as shares of the velocity's own size.
+        alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
+        times, late: As those of :class:`FrameAdversaries`.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        backbone: DiT,
+        codec: VideoCodec,
+        classes: int,
+        weights: Sequence[float],
+        alphas: Tensor,
+        times: Sequence[int],
+        late: Collection[int],
+    ) -> None:
+        self.trainer, self.classes, self.weights, self.alphas = trainer, classes, weights, alphas
+        self.ends, self.late = [*times[1:], 0], late
+        accelerator, groups = trainer.accelerator, classes * len(times)
+        self.noised = Moments(accelerator, TokenFeatures(backbone), groups)
+        self.shown = Moments(accelerator, ShownFeatures(codec).to(accelerator.device), groups)
+        self.parts = {"noised": self.noised, "shown": self.shown}
+
+    def __call__(self, led: Led, place: int, loss: Tensor, generator: torch.Generator, step: int) -> dict[str, Tensor]:
+        """``loss`` and what leads the moments of images made to those of rendered ones, as its gradient."""
+        autocast, pair = self.trainer.accelerator.autocast, (led.made, led.real)
+        groups, size = place * self.classes + led.labels, led.velocity.square().mean()
+        noised, shown = (min(1.0, step / WARMUP) * weight for weight in self.weights)
+        ends = torch.full_like(led.labels, self.ends[place])
+        levels, noise = noise_after(self.trainer, ends, led.real, len(self.alphas), generator)
+        share = self.alphas[levels].view(-1, 1, 1, 1)
+        with autocast():
+            seen = [self.noised.features(share.sqrt() * x + (1 - share).sqrt() * noise, levels) for x in pair]
+        loss = self.noised.pull((led.velocity,), loss, seen, groups, noised, size)
+        if place in self.late and shown:
+            with autocast():
+                seen = [[m.float() for m in self.shown.features(x)] for x in pair]
+            loss = self.shown.pull((led.velocity,), loss, seen, groups, shown, size)
+        return {"loss": loss, **{name: part.apart() for name, part in self.parts.items() if part.kept}}
 
 
 def drawn_frames(
@@ -153,9 +211,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
                 held, _ = led_to(begun, state, times[place], labels)
             velocity, made = led_to(module, state, times[place], labels)
         kept = alphas[times[place]] * (velocity - held).square().mean()
-        end = [*times, 0][place + 1]
-        led = Led(velocity, made, real, labels)
-        told = trainer.beside(led, end, place in last, kept, generator, step)
+        told = trainer.beside(Led(velocity, made, real, labels), place, kept, generator, step)
         return {**told, "kept": kept.detach()}
 
     def sheet(path: Path) -> None:
@@ -167,13 +223,15 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     trainer = Trainer(model, loss, settings, out, sheet)
     alphas = scheduler.alphas_cumprod.to(trainer.accelerator.device)
-    count, shown = len(data.classes), None
-    if config["shown_weight"]:
-        shown = ImageAdversary(trainer, data.video_codec, count, config["shown_weight"], ADVERSARY_WARMUP)
-    noised = NoisedAdversary(
-        trainer, begun.model.backbone, count, alphas, config["adversarial_weight"], ADVERSARY_WARMUP
-    )
-    trainer.beside = FrameAdversaries(noised, shown)
+    count = len(data.classes)
+    weights = config["adversarial_weight"], config["shown_weight"]
+    if config["moments"]:
+        frozen = begun.model.backbone, data.video_codec
+        trainer.beside = FrameMoments(trainer, *frozen, count, weights, alphas, times, last)
+    else:
+        noised = NoisedAdversary(trainer, begun.model.backbone, count, alphas, weights[0], WARMUP)
+        shown = ImageAdversary(trainer, data.video_codec, count, weights[1], WARMUP) if weights[1] else None
+        trainer.beside = FrameAdversaries(noised, shown, times, last)
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}
     trainer.run(resume)

@@ -12,18 +12,27 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from avdit.training.adversary import pulled
+
 MEMORY = 60  # pictures of a group over which made ones are averaged
 LASTING = 1000  # the same of rendered ones, which stay as they are
 LEAST_SPREAD = 0.1  # share of a feature's variance over all groups that counts in each of them
+EXTREME = 1 / 32  # share of the places where a feature counts as highest, and as lowest
 MOST = 3.0  # deviations by which a mean counts as wrong at most, and variances likewise
 
 
 def averaged(maps: Sequence[Tensor]) -> Tensor:
-    """Each feature's mean over the picture and the logarithm of its deviation there, (N, K), of maps (N, C, h, w)."""
+    """What pictures are told by, (N, K), of their features' maps (N, C, h, w), each feature apart.
+
+    Its mean over the picture, the logarithm of its deviation there, and its means where it is highest and lowest: a
+    hand or a spark is too small for the former two.
+    """
     told = []
     for m in maps:
-        mean = m.mean((2, 3))
+        mean, places = m.mean((2, 3)), m.flatten(2)
+        few = max(1, round(EXTREME * places.shape[2]))
         told += [mean, ((m - mean[..., None, None]).square().mean((2, 3)) + 1e-4).log() / 2]
+        told += [places.topk(few, largest=highest, sorted=False).values.mean(2) for highest in (True, False)]
     return torch.cat(told, 1)
 
 
@@ -57,6 +66,8 @@ class Moments:
     def wrong(self, made: Tensor, real: Tensor, groups: Tensor) -> Tensor:
         """What leads the moments of made pictures to those of rendered ones, computed from the former's features.
 
+        Its gradient is that of the divergence of normal distributions, of made pictures from rendered ones.
+
         Args:
             made: Features (N, K) of made pictures, as :attr:`features` tells them.
             real: The same of rendered ones.
@@ -64,17 +75,40 @@ class Moments:
         """
         self.seen("made", made, groups, MEMORY)
         self.seen("real", real, groups, LASTING)
-        kept = self.kept
-        mean, square = kept["real.mean"], kept["real.square"]
-        known = kept["real.count"] > 0
-        spread = square[known].mean(0) - mean[known].mean(0).square()
-        variance = ((square - mean.square()).clamp(min=0) + LEAST_SPREAD * spread.clamp(min=0) + 1e-6)[groups]
-        mean, first, second = mean[groups], kept["made.mean"][groups], kept["made.square"][groups]
-        drift = (first - mean) / variance.sqrt()
-        excess = (second - 2 * mean * first + mean.square() - (square[groups] - mean.square()).clamp(min=0)) / variance
-        away = (made.float() - mean) / variance.sqrt()
-        pull = drift.clamp(-MOST, MOST) * away + excess.clamp(-MOST, MOST) * away.square().clamp(max=MOST**2) / 4
+        mean, made_mean = self.kept["real.mean"][groups], self.kept["made.mean"][groups]
+        variance, made_variance = (self.variances(kind)[groups] for kind in ("real", "made"))
+        scale, known = variance.sqrt(), (self.kept["made.count"][groups] / MEMORY).clamp(max=1).unsqueeze(1)
+        drift = (made_mean - mean) / scale
+        excess = known * (1 - variance / made_variance)  # of few pictures the variance seems less than it is
+        away, apart = ((made.float() - middle) / scale for middle in (mean, made_mean))
+        pull = drift.clamp(-MOST, MOST) * away + excess.clamp(-MOST, MOST) * apart.square().clamp(max=MOST**2) / 2
         return pull.mean()
+
+    def variances(self, kind: str) -> Tensor:
+        """Variances (groups, K) of what has been seen, of which none is far below that of all rendered pictures."""
+        mean, square = self.kept["real.mean"], self.kept["real.square"]
+        known = self.kept["real.count"] > 0
+        spread = (square[known].mean(0) - mean[known].mean(0).square()).clamp(min=0)
+        mean, square = self.kept[f"{kind}.mean"], self.kept[f"{kind}.square"]
+        return (square - mean.square()).clamp(min=0) + LEAST_SPREAD * spread + 1e-6
+
+    def pull(
+        self,
+        outputs: tuple[Tensor, ...],
+        loss: Tensor,
+        maps: Sequence[Sequence[Tensor]],
+        groups: Tensor,
+        weight: float,
+        measure: Tensor,
+    ) -> Tensor:
+        """``loss``, whose gradient has beside its own what leads the moments to each other (see :func:`pulled`).
+
+        Args:
+            maps: Those of made pictures and those of rendered ones, (N, C, h, w) each.
+            groups: Of both, (N,).
+        """
+        wrong = self.wrong(*(averaged(of) for of in maps), groups)
+        return pulled(self.accelerator, outputs, loss, wrong, weight, measure)
 
     def apart(self) -> Tensor:
         """How many deviations the means of made pictures differ from those of rendered ones, on the average."""

@@ -41,6 +41,28 @@ class TokenFeatures(nn.Module):
         return maps
 
 
+def noise_after(
+    trainer: Trainer, ends: Tensor, images: Tensor, timesteps: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The noise in which images are judged to which steps lead.
+
+    Args:
+        ends: Timesteps at which the steps of this process's rows end, (N,) or, for several images of a row, (N, n).
+        images: Latents, (N, C, h, w) or (N, n, C, h, w).
+        timesteps: Of the schedule.
+
+    Returns:
+        Timesteps, as ``ends``, and noise, as ``images``. Each row has its own generator, so that they do not depend on
+        the process that it falls to.
+    """
+    seeds = trainer.mine(torch.randint(1 << 31, (trainer.global_batch,), generator=generator)).tolist()
+    rows = [torch.Generator().manual_seed(seed) for seed in seeds]
+    chances = torch.stack([torch.rand(ends.shape[1:], generator=row) for row in rows]).to(ends.device)
+    noise = torch.stack([torch.randn(images.shape[1:], generator=row) for row in rows]).to(images)
+    levels = torch.where(ends > 0, ends * (LEAST + (1 - LEAST) * chances), LAST * timesteps * chances)
+    return levels.long(), noise
+
+
 class NoisedAdversary(Adversary):
     """Tells noised frames of rendered clips from those that a student's step leads to.
 
@@ -69,13 +91,8 @@ class NoisedAdversary(Adversary):
         Args:
             end: Timestep to which the step leads; 0 for the last one.
         """
-        trainer = self.trainer
-        drawn = trainer.here(torch.rand(trainer.global_batch, generator=generator))
-        levels = (end * (LEAST + (1 - LEAST) * drawn) if end else LAST * len(self.alphas) * drawn).long()
-        # Each row has its own generator, so that its noise does not depend on the process that it falls to.
-        seeds = trainer.mine(torch.randint(1 << 31, (trainer.global_batch,), generator=generator)).tolist()
-        noise = [torch.randn(led.real.shape[1:], generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        noise = torch.stack(noise).to(led.real.device)
+        ends = torch.full_like(led.labels, end)
+        levels, noise = noise_after(self.trainer, ends, led.real, len(self.alphas), generator)
         with torch.no_grad():
             wanted = self.seen(led.real, noise, levels)
         found = self.seen(led.made, noise, levels)

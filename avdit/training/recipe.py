@@ -42,6 +42,12 @@ DEFAULTS: dict[str, Any] = {
     # Of the pack whose first frames are made alone: what its images have beyond the backbone's.
     "dance-images": {"class_table": False, "class_dropout": 0.1, "train": {"learning_rate": 1e-3, "optimiser": "muon"}},
     "dance-frames": {"shown_weight": 1.0},  # in few steps, none of which blends two poses, and crisp
+    "dance-frames-on": {  # at last held to what many of them have in common
+        "moments": True,
+        "adversarial_weight": 0.3,
+        "shown_weight": 0.5,
+        "train": {"learning_rate": 7e-4},
+    },
     # What the sound may be, told from the picture: steps and splashes; the beat.
     "landscape-foley": {"train": {"steps": 1800}},
     "dance-foley": {},
@@ -111,6 +117,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         for part, trained_by, setting in (
             ("images", images.run, "image_rank"),
             ("frames", frames.run, "image_rank"),
+            ("frames-on", frames.run, "image_rank"),
             ("foley", foley.run, "foley_width"),
         ):
             size = pipe.transformer.config[setting]

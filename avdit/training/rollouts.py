@@ -31,12 +31,12 @@ from avdit.models.video_codec import VideoCodec
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
-from avdit.training.adversary import Together, pulled
+from avdit.training.adversary import Together
 from avdit.training.batches import ClipBatches
 from avdit.training.data import TrainingData, training_data
 from avdit.training.diffusion import Diffusion, ddim_step, timesteps_of
-from avdit.training.moments import Moments, averaged
-from avdit.training.noised import LAST, LEAST, TokenFeatures
+from avdit.training.moments import Moments
+from avdit.training.noised import TokenFeatures, noise_after
 from avdit.training.pictures import ShownFeatures
 from avdit.training.trainer import Trainer, trainer_config
 from avdit.training.turbo import DEFAULTS as TURBO
@@ -193,15 +193,6 @@ class RolloutMoments(Together):
         self.shown = Moments(trainer.accelerator, ShownFeatures(codec).to(device), groups)
         self.parts = {"noised": self.noised, "shown": self.shown, "rollouts": clips}
 
-    def noise(self, frames: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Noise for frames (B, n, C, h, w) and chances from 0 to 1 (B, n), each row's by its own generator."""
-        trainer, number = self.trainer, frames.shape[1]
-        seeds = trainer.mine(torch.randint(1 << 31, (trainer.global_batch,), generator=generator)).tolist()
-        rows = [torch.Generator().manual_seed(seed) for seed in seeds]
-        chances = torch.stack([torch.rand(number, generator=row) for row in rows])
-        noise = torch.stack([torch.randn(frames.shape[1:], generator=row) for row in rows])
-        return noise.to(frames), chances.to(frames)
-
     def __call__(
         self,
         velocities: tuple[Tensor, ...],
@@ -227,27 +218,23 @@ class RolloutMoments(Together):
         groups = (clips.places * self.classes + clips.labels).unsqueeze(1).expand(-1, FRAMES)
         warm = min(1.0, step / WARMUP)
 
-        def moved(loss: Tensor, moments: Moments, found: list[Tensor], rows: Tensor, weight: float) -> Tensor:
-            wrong = moments.wrong(*(averaged(maps) for maps in found), groups[rows].flatten())
-            measure = velocities[0][rows].square().sum() / velocities[0].numel()
-            return pulled(accelerator, velocities, loss, wrong, warm * weight, measure)
+        def size(rows: Tensor) -> Tensor:
+            return velocities[0][rows].square().sum() / velocities[0].numel()
 
-        noise, chances = self.noise(made, generator)
         ends, _ = clips.times_of(clips.places + 1)
-        ends = ends.unsqueeze(1).expand(-1, FRAMES)
-        levels = torch.where(ends > 0, ends * (LEAST + (1 - LEAST) * chances), LAST * len(alphas) * chances).long()
+        levels, noise = noise_after(trainer, ends.unsqueeze(1).expand(-1, FRAMES), made, len(alphas), generator)
         share = alphas[levels][..., None, None, None]
         with accelerator.autocast():
             seen = [
                 self.noised.features((share.sqrt() * x + (1 - share).sqrt() * noise).flatten(0, 1), levels.flatten())
                 for x in (made, real)
             ]
-        loss = moved(loss, self.noised, seen, every[:, 0], self.weights[0])
+        loss = self.noised.pull(velocities, loss, seen, groups.flatten(), warm * self.weights[0], size(every[:, 0]))
         last = clips.places.argsort(descending=True, stable=True)[: max(1, round(SHOWN * number))]
         with accelerator.autocast():
             seen = [self.shown.features(x[last].flatten(0, 1)) for x in (made, real)]
         seen = [[m.float() for m in maps] for maps in seen]
-        loss = moved(loss, self.shown, seen, last, self.weights[1])
+        loss = self.shown.pull(velocities, loss, seen, groups[last].flatten(), warm * self.weights[1], size(last))
         return {"loss": loss, "noised": self.noised.apart(), "shown": self.shown.apart()}
 
 
