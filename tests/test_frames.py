@@ -14,7 +14,8 @@ from avdit.models.schedule import xs_scheduler
 from avdit.pipeline import AVDiTPipeline
 from avdit.training import frames, images
 from avdit.training.adversary import Led
-from avdit.training.frames import WARMUP, FrameMoments
+from avdit.training.frames import StepMoments
+from avdit.training.moments import WARMUP
 from avdit.training.trainer import Trainer, TrainerConfig
 
 TRAIN = {"steps": 2, "batch_size": 4, "sample_every": 0, "warmup_steps": 1, "mixed_precision": "no"}
@@ -130,7 +131,7 @@ def test_images_that_are_too_faint_are_led_to_as_much_contrast_as_rendered_ones(
     parts, shape = (tiny_pipeline.transformer.backbone, tiny_pipeline.video_codec), (4, 16, 16, 16)
     found = []
     for contrast in (0.5, 1.0):
-        judge, generator = FrameMoments(trainer, *parts, 2, weights, alphas, [800, 100], [1]), torch.Generator()
+        judge, generator = StepMoments(trainer, *parts, 2, weights, alphas, [800, 100], [1]), torch.Generator()
         for step in range(6):
             made = (contrast * drawn(*shape, seed=step)).requires_grad_()
             real = drawn(*shape, seed=100 + step)

@@ -29,9 +29,9 @@ from avdit.training.adapters import from_pipeline, geometry_of, save_pipeline
 from avdit.training.adversary import Led, Together
 from avdit.training.data import TrainingData, training_data
 from avdit.training.images import Images, give_updates
-from avdit.training.moments import Moments
-from avdit.training.noised import NoisedAdversary, TokenFeatures, noise_after
-from avdit.training.pictures import ImageAdversary, ShownFeatures
+from avdit.training.moments import FrameMoments
+from avdit.training.noised import NoisedAdversary, noise_after
+from avdit.training.pictures import ImageAdversary
 from avdit.training.sheets import image_grid, save_png
 from avdit.training.trainer import Trainer, processes, trainer_config
 
@@ -44,7 +44,7 @@ DEFAULTS = {
     "steps": 8,
     "adversarial_weight": 0.5,  # as a share of the velocity's own size
     "shown_weight": 0.0,  # the same of another one, which judges what the last steps lead to as the decoder shows it
-    "moments": False,  # lead to both in place of adversaries, with the same weights (see FrameMoments)
+    "moments": False,  # lead to both in place of adversaries, with the same weights (see StepMoments)
     "class_repeats": {},
     "openings": [],  # classes of whose clips the first frame alone is learned, as something is yet to happen in it
     "train": {
@@ -58,7 +58,7 @@ DEFAULTS = {
         "sample_every": 200,
     },
 }
-WARMUP = 30  # steps in which the weights of adversaries, or of moments, rise
+ADVERSARY_WARMUP = 30  # steps in which its weight rises
 SHOWN_MOST = 0.4  # most noise, as a share of the schedule, from which a step's images are shown
 SHOWN_DRAWS = 0.75  # share of the training steps that are about these, where they are
 
@@ -86,13 +86,12 @@ class FrameAdversaries(Together):
         return {"loss": shown["loss"], "told": told["told"], "told_shown": shown["told"]}
 
 
-class FrameMoments(Together):
-    """Moments of noised and of shown frames (moments.py) in place of adversaries; each class and place is apart.
+class StepMoments(FrameMoments):
+    """Moments of the images that steps lead to (moments.py) in place of adversaries; each class and place is apart.
 
     Args:
-        backbone: The frozen one, whose features noised frames are looked at with.
-        codec: Shows frames.
-        weights: Of noised and of shown frames, as shares of the velocity's own size.
+        backbone, codec, weights: As those of :class:`FrameMoments`.
+        classes: Their number.
         alphas: Cumulative shares of signal of the noise schedule, (timesteps,).
         times, late: As those of :class:`FrameAdversaries`.
     """
@@ -108,29 +107,18 @@ class FrameMoments(Together):
         times: Sequence[int],
         late: Collection[int],
     ) -> None:
-        self.trainer, self.classes, self.weights, self.alphas = trainer, classes, weights, alphas
-        self.ends, self.late = [*times[1:], 0], late
-        accelerator, groups = trainer.accelerator, classes * len(times)
-        self.noised = Moments(accelerator, TokenFeatures(backbone), groups)
-        self.shown = Moments(accelerator, ShownFeatures(codec).to(accelerator.device), groups)
-        self.parts = {"noised": self.noised, "shown": self.shown}
+        super().__init__(trainer, backbone, codec, classes * len(times), weights)
+        self.classes, self.alphas, self.ends, self.late = classes, alphas, [*times[1:], 0], late
 
     def __call__(self, led: Led, place: int, loss: Tensor, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         """``loss`` and what leads the moments of images made to those of rendered ones, as its gradient."""
-        autocast, pair = self.trainer.accelerator.autocast, (led.made, led.real)
-        groups, size = place * self.classes + led.labels, led.velocity.square().mean()
-        noised, shown = (min(1.0, step / WARMUP) * weight for weight in self.weights)
-        ends = torch.full_like(led.labels, self.ends[place])
+        outputs, pair, groups = (led.velocity,), (led.made, led.real), place * self.classes + led.labels
+        judged, ends = (groups, step, led.velocity.square().mean()), torch.full_like(led.labels, self.ends[place])
         levels, noise = noise_after(self.trainer, ends, led.real, len(self.alphas), generator)
-        share = self.alphas[levels].view(-1, 1, 1, 1)
-        with autocast():
-            seen = [self.noised.features(share.sqrt() * x + (1 - share).sqrt() * noise, levels) for x in pair]
-        loss = self.noised.pull((led.velocity,), loss, seen, groups, noised, size)
-        if place in self.late and shown:
-            with autocast():
-                seen = [[m.float() for m in self.shown.features(x)] for x in pair]
-            loss = self.shown.pull((led.velocity,), loss, seen, groups, shown, size)
-        return {"loss": loss, **{name: part.apart() for name, part in self.parts.items() if part.kept}}
+        loss = self.in_noise(outputs, loss, pair, noise, levels, self.alphas, *judged)
+        if place in self.late and self.weights[1]:
+            loss = self.as_shown(outputs, loss, pair, *judged)
+        return {"loss": loss, **self.apart()}
 
 
 def drawn_frames(
@@ -227,10 +215,10 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
     weights = config["adversarial_weight"], config["shown_weight"]
     if config["moments"]:
         frozen = begun.model.backbone, data.video_codec
-        trainer.beside = FrameMoments(trainer, *frozen, count, weights, alphas, times, last)
+        trainer.beside = StepMoments(trainer, *frozen, count, weights, alphas, times, last)
     else:
-        noised = NoisedAdversary(trainer, begun.model.backbone, count, alphas, weights[0], WARMUP)
-        shown = ImageAdversary(trainer, data.video_codec, count, weights[1], WARMUP) if weights[1] else None
+        noised = NoisedAdversary(trainer, begun.model.backbone, count, alphas, weights[0], ADVERSARY_WARMUP)
+        shown = ImageAdversary(trainer, data.video_codec, count, weights[1], ADVERSARY_WARMUP) if weights[1] else None
         trainer.beside = FrameAdversaries(noised, shown, times, last)
     if dry_run:
         return {"data": data.told, **trainer.dry_run()}

@@ -12,12 +12,18 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from avdit.training.adversary import pulled
+from avdit.models.dit import DiT
+from avdit.models.video_codec import VideoCodec
+from avdit.training.adversary import Together, pulled
+from avdit.training.noised import TokenFeatures
+from avdit.training.pictures import ShownFeatures
+from avdit.training.trainer import Trainer
 
 MEMORY = 60  # pictures of a group over which made ones are averaged
 LASTING = 1000  # the same of rendered ones, which stay as they are
 LEAST_SPREAD = 0.1  # share of a feature's variance over all groups that counts in each of them
 EXTREME = 1 / 32  # share of the places where a feature counts as highest, and as lowest
+WARMUP = 30  # steps in which the weights of moments rise
 MOST = 3.0  # deviations by which a mean counts as wrong at most, and variances likewise
 
 
@@ -125,3 +131,67 @@ class Moments:
     def load_state_dict(self, told: dict[str, Tensor]) -> None:
         """Take up what :meth:`state_dict` told."""
         self.kept = {name: value.clone() for name, value in told.items()}
+
+
+class FrameMoments(Together):
+    """Moments of frames in noise, by the frozen backbone's features, and as the decoder shows them, by ImageNet's.
+
+    Args:
+        backbone: The frozen one.
+        codec: Shows frames.
+        groups: Number of groups that are held apart.
+        weights: Of noised and of shown frames, as shares of the size of what a measure leads to.
+    """
+
+    def __init__(
+        self, trainer: Trainer, backbone: DiT, codec: VideoCodec, groups: int, weights: Sequence[float]
+    ) -> None:
+        self.trainer, self.weights, accelerator = trainer, weights, trainer.accelerator
+        self.noised = Moments(accelerator, TokenFeatures(backbone), groups)
+        self.shown = Moments(accelerator, ShownFeatures(codec).to(accelerator.device), groups)
+        self.parts = {"noised": self.noised, "shown": self.shown}
+
+    def in_noise(
+        self,
+        outputs: tuple[Tensor, ...],
+        loss: Tensor,
+        pair: tuple[Tensor, Tensor],
+        noise: Tensor,
+        levels: Tensor,
+        alphas: Tensor,
+        groups: Tensor,
+        step: int,
+        measure: Tensor,
+    ) -> Tensor:
+        """What :meth:`Moments.pull` makes of ``loss`` by frames in noise.
+
+        Args:
+            pair: Latents of made frames and of rendered ones, (N, C, h, w) each.
+            noise: The same.
+            levels: Timesteps, (N,), of the schedule whose cumulative shares of signal are ``alphas``.
+            groups: (N,).
+        """
+        share = alphas[levels].view(-1, 1, 1, 1)
+        with self.trainer.accelerator.autocast():
+            seen = [self.noised.features(share.sqrt() * x + (1 - share).sqrt() * noise, levels) for x in pair]
+        return self.noised.pull(outputs, loss, seen, groups, min(1.0, step / WARMUP) * self.weights[0], measure)
+
+    def as_shown(
+        self,
+        outputs: tuple[Tensor, ...],
+        loss: Tensor,
+        pair: tuple[Tensor, Tensor],
+        groups: Tensor,
+        step: int,
+        measure: Tensor,
+    ) -> Tensor:
+        """The same by frames as the decoder shows them."""
+        with self.trainer.accelerator.autocast():
+            seen = [self.shown.features(x) for x in pair]
+        seen = [[m.float() for m in maps] for maps in seen]
+        return self.shown.pull(outputs, loss, seen, groups, min(1.0, step / WARMUP) * self.weights[1], measure)
+
+    def apart(self) -> dict[str, Tensor]:
+        """How far the means of both are from rendered ones', as :meth:`Moments.apart` tells, of what has been seen."""
+        told = {"noised": self.noised, "shown": self.shown}
+        return {name: moments.apart() for name, moments in told.items() if moments.kept}

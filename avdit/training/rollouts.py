@@ -31,13 +31,11 @@ from avdit.models.video_codec import VideoCodec
 from avdit.packs import Pack
 from avdit.pipeline import AVDiTPipeline
 from avdit.training.adapters import from_pipeline, geometry_of, sample_sheet
-from avdit.training.adversary import Together
 from avdit.training.batches import ClipBatches
 from avdit.training.data import TrainingData, training_data
 from avdit.training.diffusion import Diffusion, ddim_step, timesteps_of
-from avdit.training.moments import Moments
-from avdit.training.noised import TokenFeatures, noise_after
-from avdit.training.pictures import ShownFeatures
+from avdit.training.moments import FrameMoments
+from avdit.training.noised import noise_after
 from avdit.training.trainer import Trainer, trainer_config
 from avdit.training.turbo import DEFAULTS as TURBO
 from avdit.training.turbo import fast
@@ -61,7 +59,6 @@ DEFAULTS = {name: TURBO[name] for name in (*TAKEN, *CONTEXT)} | {
         "sample_every": 100,
     },
 }
-WARMUP = 30  # steps in which the weights of moments rise
 LEAST_KEPT = 0.25  # what the picture's change counts for where there is little but noise
 FRAMES = 3  # of each clip that are looked at
 SHOWN = 0.375  # share of the clips, those with the least noise, that are shown: of eight steps the last three
@@ -166,8 +163,8 @@ class Rollouts:
             setattr(self, name, value.to(self.alphas.device))
 
 
-class RolloutMoments(Together):
-    """Moments of noised and of shown frames, and beside them the clips that are on their way; saved as one.
+class RolloutMoments(FrameMoments):
+    """Moments of the frames that steps lead to, and beside them the clips that are on their way; saved as one.
 
     Of several processes the first one's clips are saved; those of others begin anew where a run goes on.
 
@@ -187,11 +184,9 @@ class RolloutMoments(Together):
         weights: Sequence[float],
         clips: Rollouts,
     ) -> None:
-        self.trainer, self.classes, self.weights, self.rollouts = trainer, classes, weights, clips
-        groups, device = classes * len(clips.times), trainer.accelerator.device
-        self.noised = Moments(trainer.accelerator, TokenFeatures(backbone), groups)
-        self.shown = Moments(trainer.accelerator, ShownFeatures(codec).to(device), groups)
-        self.parts = {"noised": self.noised, "shown": self.shown, "rollouts": clips}
+        super().__init__(trainer, backbone, codec, classes * len(clips.times), weights)
+        self.classes, self.rollouts = classes, clips
+        self.parts["rollouts"] = clips
 
     def __call__(
         self,
@@ -210,32 +205,25 @@ class RolloutMoments(Together):
             real: Pictures of rendered clips of the same classes, alike.
         """
         trainer, clips, number = self.trainer, self.rollouts, len(made)
-        accelerator, alphas = trainer.accelerator, clips.alphas
         drawn = torch.rand(trainer.global_batch, made.shape[1], generator=generator)
         frames = trainer.here(drawn).argsort(1)[:, :FRAMES]
         every = torch.arange(number, device=made.device).unsqueeze(1)
-        made, real = made[every, frames], real[every, frames]  # (B, FRAMES, C, h, w)
+        pair = made[every, frames], real[every, frames]  # (B, FRAMES, C, h, w)
         groups = (clips.places * self.classes + clips.labels).unsqueeze(1).expand(-1, FRAMES)
-        warm = min(1.0, step / WARMUP)
 
         def size(rows: Tensor) -> Tensor:
             return velocities[0][rows].square().sum() / velocities[0].numel()
 
         ends, _ = clips.times_of(clips.places + 1)
-        levels, noise = noise_after(trainer, ends.unsqueeze(1).expand(-1, FRAMES), made, len(alphas), generator)
-        share = alphas[levels][..., None, None, None]
-        with accelerator.autocast():
-            seen = [
-                self.noised.features((share.sqrt() * x + (1 - share).sqrt() * noise).flatten(0, 1), levels.flatten())
-                for x in (made, real)
-            ]
-        loss = self.noised.pull(velocities, loss, seen, groups.flatten(), warm * self.weights[0], size(every[:, 0]))
+        ends = ends.unsqueeze(1).expand(-1, FRAMES)
+        levels, noise = noise_after(trainer, ends, pair[0], len(clips.alphas), generator)
+        flat = tuple(x.flatten(0, 1) for x in pair)
+        judged = groups.flatten(), step, size(every[:, 0])
+        loss = self.in_noise(velocities, loss, flat, noise.flatten(0, 1), levels.flatten(), clips.alphas, *judged)
         last = clips.places.argsort(descending=True, stable=True)[: max(1, round(SHOWN * number))]
-        with accelerator.autocast():
-            seen = [self.shown.features(x[last].flatten(0, 1)) for x in (made, real)]
-        seen = [[m.float() for m in maps] for maps in seen]
-        loss = self.shown.pull(velocities, loss, seen, groups[last].flatten(), warm * self.weights[1], size(last))
-        return {"loss": loss, "noised": self.noised.apart(), "shown": self.shown.apart()}
+        flat = tuple(x[last].flatten(0, 1) for x in pair)
+        loss = self.as_shown(velocities, loss, flat, groups[last].flatten(), step, size(last))
+        return {"loss": loss, **self.apart()}
 
 
 class Drawn:
