@@ -10,6 +10,8 @@ more are they held to what they predicted before.
 
 ``"shown_weight": 0.5`` adds another one for the last steps, which make what is fine: it judges their images as the
 decoder shows them (pictures.py).
+
+``"moments": true`` has neither: what many of the images have in common is led to what rendered ones have (moments.py).
 """
 
 import copy
