@@ -201,11 +201,13 @@ class RandomShards:
         latents: bool = True,
         device: torch.device | str = "cpu",
         remade: int = 0,
+        made: int = 0,
     ) -> None:
         self.classes, self.device = classes, device
         self.shapes = {
             "video": (clip.frames, *clip.video_latent_shape),
             "remade": (remade, clip.frames, *clip.video_latent_shape),
+            "made": (made, clip.frames, *clip.video_latent_shape),
             "audio": clip.audio_latent_shape if latents else (clip.samples,),
             "frames": (clip.frames, clip.height, clip.width, 3),
         }
