@@ -17,7 +17,7 @@ def test_a_recipe_makes_a_pipeline_of_all_packs_and_trains_nothing_twice(tmp_pat
     short = {"steps": 1, "batch_size": 1, "sample_every": 0, "warmup_steps": 1}
     config = {"clips": 1, "codecs": {"clips": 1, "parts": ["video"], "crop": 64, "perceptual": 0, "video": short}}
     config |= {name: {"train": short} for name in recipe.DEFAULTS if name not in ("start", "clips", "codecs")}
-    config["decoder"] = {"clips": 1, "remade": 1, "sampling_steps": 2, "train": {**short, "batch_size": 2}}
+    config["decoder"] = {"clips": 1, "remade": 1, "sampling_steps": 2, "train": {**short, "batch_size": 4}}
     recipe.run(config, tmp_path)
     pipe = AVDiTPipeline.from_pretrained(tmp_path / "pipeline")
     assert pipe.packs == {name: list(classes) for name, classes in PACKS.items()}

@@ -228,6 +228,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
         raise ValueError(f"batch_size {settings.batch_size} must be a multiple of 4: half of it is made from noise")
     pipe = AVDiTPipeline.from_pretrained(config["pipeline"], torch_dtype=torch.bfloat16)
     pipe.to(processes().device)
+    pipe.set_progress_bar_config(disable=True)
     if pipe.geometry != ClipGeometry():
         raise ValueError(f"{config['pipeline']} makes clips of another size or rate than the scenes'")
     packs = [name for name, classes in PACKS.items() if list(classes) in pipe.packs.values()]

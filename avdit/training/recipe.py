@@ -64,7 +64,7 @@ DEFAULTS: dict[str, Any] = {
     "dance-turbo-lag": {"audio_lag": 0.333, **DANCERS, **FROM_FIRST_FRAME},
     # At last from their own clips; what they learn there helps in guided steps as much, and is added to these, too.
     "landscape-rollouts": {},
-    "decoder": {"clips": 27},
+    "decoder": {"clips": 27, "made": 1},
 }
 CLASS_TABLE = "class_embedder.embedding_table.weight"
 Stage = Callable[[dict[str, Any], Path, bool], Any]
