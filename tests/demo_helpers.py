@@ -59,7 +59,7 @@ def open_page(browser, address: str, path: str = "", on_request=None, **settings
     if on_request:
         page.on("request", on_request)
     page.goto(address + path)
-    expect(page.get_by_role("radio", name="thunder")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_role("radio", name="surprise me")).to_be_visible(timeout=PATIENCE)  # of whatever pack
     status_has(page, "Example")  # the last thing that comes by itself
     return page
 
