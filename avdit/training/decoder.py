@@ -128,8 +128,9 @@ def made(pipe: AVDiTPipeline, labels: list[str], turbo: bool, steps: int, genera
 
 
 def remade_latents(pipe: AVDiTPipeline, clips: Path, out: Path, config: dict[str, Any]) -> None:
-    """Write the latents of the shards in ``clips``: ``video`` (n, F, C, h, w), and ``remade`` and, where some are asked
-    for, ``made`` (n, times, F, C, h, w).
+    """Write the latents of the shards in ``clips``.
+
+    Each holds ``video`` (n, F, C, h, w), ``remade`` and, where some are asked for, ``made`` (n, times, F, C, h, w).
 
     Shards that are there already are kept; every process makes its share.
     """
@@ -270,7 +271,7 @@ def run(config: dict, out: Path, resume: bool = False, dry_run: bool = False) ->
 
     def loss(module: nn.Module, generator: torch.Generator, step: int) -> dict[str, Tensor]:
         x, labels, encoded, *others = draw(generator, trainer.global_batch, trainer.mine)
-        # Every second row is remade; where some are made from noise, two of four are these.
+        # Of two rows one is remade; where some are made from noise, of four rows one is, and two are these.
         kind = trainer.here(torch.arange(trainer.global_batch) % (4 if config["made"] else 2)).clamp(max=2)
         own, again, anew = (kind == k for k in range(3))
         shown = encoded
